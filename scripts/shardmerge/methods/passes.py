@@ -164,11 +164,9 @@ class Maxima:
     axis: Axis = "all"
 
 
-#: Returns float64 values of each element: (elements, the numbers that the step before found of
-#: their rows, the values of that step); of the first step both are empty.
-RowStep = Callable[
-    [Elements, Sequence[ElementValue], Sequence[ElementValue]], Sequence[ElementValue]
-]
+#: Returns values of each element: (elements, the numbers, float64, that the step before found of
+#: their rows; of the first step there are none).
+RowStep = Callable[[Elements, Sequence[ElementValue]], Sequence[ElementValue]]
 #: Returns a number of rows: (what has the functions of elements, numbers of the same rows).
 RowResult = Callable[[Elements, Sequence[ElementValue]], ElementValue]
 
@@ -181,7 +179,8 @@ class RowSteps:
     steps of a row may follow each other before the next row is looked at.
 
     Args:
-        steps: What each finds of a row's values, and the function of elements that returns them.
+        steps: What each finds of a row's values, and the function of elements that returns them:
+            float64, or where they are added up float32, whose sums are made in float32.
         axis: Of the rows.
         result: Makes one number of those that the last step finds of a row, all float64.
     """
@@ -429,11 +428,8 @@ def in_turn(wanted: RowSteps) -> Generator[Wanted, Any, np.ndarray]:
     """
     found: Sequence[np.ndarray] = ()
 
-    def values(x: Elements) -> Sequence[ElementValue]:
-        return ()
-
     for kind, function in wanted.steps:
-        values = partial(step_values, function, found, values)
+        values = partial(step_values, function, found)
         found = yield (Sums if kind == "sums" else Maxima)(values, wanted.axis)
     return found
 
@@ -447,21 +443,16 @@ def rows_first(wanted: RowStatistics) -> Generator[Wanted, Any, tuple[np.ndarray
 
 
 def step_values(
-    function: RowStep,
-    found: Sequence[np.ndarray],
-    before: Callable[[Elements], Sequence[ElementValue]],
-    x: Elements,
+    function: RowStep, found: Sequence[np.ndarray], x: Elements
 ) -> Sequence[ElementValue]:
     """Return a step's values.
 
     Args:
         function: Of the step.
         found: Numbers of all rows that the step before found.
-        before: Returns that step's values.
         x: The elements.
     """
-    numbers = [x.along(row, "last", wide=True) for row in found]
-    return function(x, numbers, before(x))
+    return function(x, [x.along(row, "last", wide=True) for row in found])
 
 
 def vectors(shape: Sequence[int], axis: Axis) -> tuple[int, int]:

@@ -71,7 +71,6 @@ class Program:
 #: How values are reduced.
 Reducing = Literal[
     "sums",
-    "kept",
     "maxima",
     "counts",
     "keys",
@@ -95,11 +94,11 @@ class Reduction:
 
     Args:
         leaves, steps, loads, tables: As of a ``Program``.
-        kind: ``sums`` or ``maxima`` of float64 values, sums of values that are ``kept`` as well,
-            ``counts`` of masks, where ``keys`` lie,
-            those that are ``caught`` in brackets, or their ``bits`` as they are; see also
-            ``IN_TORCH_ORDER``.
+        kind: ``sums`` of float64 or float32 values, ``maxima`` of float64 values, ``counts`` of
+            masks, where ``keys`` lie, those that are ``caught`` in brackets, or their ``bits`` as
+            they are; see also ``IN_TORCH_ORDER``.
         values: What is reduced.
+        code: Of the type that ``sums`` are made in, which their values have.
     """
 
     leaves: tuple[str, ...]
@@ -108,6 +107,7 @@ class Reduction:
     kind: Reducing
     values: tuple[int, ...]
     tables: tuple[str, ...] = ()
+    code: str = "F64"
 
 
 @dataclass

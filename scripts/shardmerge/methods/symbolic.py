@@ -161,7 +161,6 @@ class Given:
         tables: Numbers of all rows.
         first: Number of the constant that is the index of the first element, None without tables.
         lengths: Numbers of the constants that are lengths of rows.
-        held: How many leaves are values of float64 that lie in memory.
     """
 
     constants: list[float]
@@ -170,7 +169,6 @@ class Given:
     tables: list[np.ndarray] = field(default_factory=list)
     first: int | None = None
     lengths: dict[int, int] = field(default_factory=dict)
-    held: int = 0
 
     def pieces(self, first: int, count: int) -> Iterator[tuple[int, int, list[float]]]:
         """Yield (first element, number, constants) of parts of which constants are the same.
@@ -259,11 +257,6 @@ class SymbolicElements:
         value = self.writer.load("BIT")
         self.writer.dtypes[value] = "BOOL"
         return StepValue(self.writer, value)
-
-    def held(self) -> StepValue:
-        """Return a value that steps before left in memory."""
-        self.given.held += 1
-        return StepValue(self.writer, self.writer.load("F64"))
 
     def _bits(self, number: int) -> StepValue:
         return StepValue(self.writer, self.writer.full(number, "U32"))

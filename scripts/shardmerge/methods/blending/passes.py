@@ -94,10 +94,10 @@ def _divergence(first: int, second: int) -> RowSteps:
     """
     Values = Sequence[ElementValue]
 
-    def wide(x: Elements, *_: Values) -> Values:
+    def wide(x: Elements, _: Values) -> Values:
         return [x[i].double() for i in (first, second)]
 
-    def parts(x: Elements, greatest: Values, _: Values) -> Values:
+    def parts(x: Elements, greatest: Values) -> Values:
         top, other = map(x.rounded, greatest)
         # 0 if the greatest logits are near each other: then t is exact
         apart = (x.single(other - top) + RAISED_SINGLE) - RAISED_SINGLE
@@ -108,8 +108,7 @@ def _divergence(first: int, second: int) -> RowSteps:
         weight = exp_single(x, x.single(logits[0] - top))
         difference = x.single(logits[0] - logits[1] + apart).clamp(_LEAST_LOGIT, -_LEAST_LOGIT)
         ratio, excess = falling(x, difference)
-        found = weight, weight * ratio, weight * difference, weight * excess
-        return [value.double() for value in found]
+        return weight, weight * ratio, weight * difference, weight * excess
 
     def divergence(x: Elements, sums: Values) -> ElementValue:
         total, other, difference, excess = sums

@@ -270,7 +270,7 @@ def _sums(
         values = function(TorchElements(tensors, shape, first))
         return (value.clone().view(size, -1) for value in values)
 
-    return row_sums(tiles, rows, columns, step).numpy()
+    return row_sums(tiles, rows, columns, step).double().numpy()
 
 
 def _torch_sums(wanted: TorchSums, shape: Sequence[int], read: ReadInputs) -> np.ndarray:
