@@ -189,16 +189,9 @@ class RowCode:
 
     @cached_property
     def _calls(self) -> _Calls:
-        compiled_together([text for step in self._steps for text in self._texts(step)])
+        _compile(tuple(step.reduction for step in self._steps), self._length)
         calls = [one for step in self._steps for one in self._calls_of(step)]
         return _Calls(calls, self._length)
-
-    def _texts(self, step: Step) -> list[str]:
-        """Return the texts of all that is called for a step."""
-        reduction = step.reduction
-        ways = halving(reduction, self._length)[0] if reduction.kind == "sums" else 1
-        last = last_text(reduction.kind, reduction.code)
-        return [native_reduction(reduction).text(ways), last, driver_text()]
 
     def _calls_of(self, step: Step) -> list[_Call]:
         """Return what finds a step's numbers: its values, which are added up, to one number."""
@@ -233,6 +226,16 @@ def row_groups(begin: int, count: int, length: int) -> list[tuple[int, int]]:
     together = max(1, BLOCK // length)
     firsts = range(begin, begin + count, together)
     return [(row, min(together, begin + count - row)) for row in firsts]
+
+
+@cache
+def _compile(reductions: Sequence[Reduction], length: int) -> None:
+    """Make the code of all that is called for some steps of rows of a length."""
+    texts = [driver_text()]
+    for one in reductions:
+        ways = halving(one, length)[0] if one.kind == "sums" else 1
+        texts += [native_reduction(one).text(ways), last_text(one.kind, one.code)]
+    compiled_together(texts)
 
 
 @cache
