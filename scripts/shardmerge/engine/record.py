@@ -48,7 +48,7 @@ class ShardRecord:
             ``engine.telling``'s bands, where one pass found that.
         probes: For each tensor with calls that are too large to be recomputed by a check, for each
             of them sampled elements and products with random vectors (``methods.kernels.probes``).
-        peak_memory: Largest resident set of the process so far, in bytes.
+        peak_memory: The most memory of its own that the process had so far, in bytes.
     """
 
     sha256: str
@@ -157,13 +157,18 @@ class Tally:
 
 
 def peak_memory() -> int:
-    """Return the largest resident set that this process had so far, in bytes.
+    """Return the most memory of its own that this process had so far, in bytes.
 
+    The largest resident set, without the pages of files that are mapped now: those are the code of
+    libraries, which jobs share and the kernel can take back. How much of it is resident is the
+    kernel's choice: the same libraries take 70 MB on one machine and 165 MB on another.
     Linux's VmHWM where there is one: ru_maxrss survives ``exec`` and so may be a parent's.
     """
     with contextlib.suppress(OSError), open("/proc/self/status") as file:
-        for line in file:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+        told = dict(line.split(":", 1) for line in file)
+        if "VmHWM" in told:
+            parts = (told.get(name, "0").split()[0] for name in ("VmHWM", "RssFile"))
+            largest, mapped = (int(part) * 1024 for part in parts)
+            return largest - mapped
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

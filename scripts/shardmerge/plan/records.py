@@ -45,7 +45,7 @@ class MergeRecord:
         size: Bytes of the shard.
         spec: The job's digest; None if the record does not tell.
         bytes_read, bytes_written: That passed through the job.
-        peak_memory: Bytes.
+        peak_memory: Bytes of the job's own, without the code of libraries.
         whole_copy: Whether the shard is a source file byte for byte.
         seconds: Busy time of each phase, and the wall time (total).
         nonfinite: Tensors with infinite or NaN elements where no source has one: how many.

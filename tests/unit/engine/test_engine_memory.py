@@ -30,7 +30,8 @@ from shardmerge.engine import make_tasks, workspace_bytes
 from shardmerge.engine.memory import CUDA_BYTES, STREAMING_BYTES, TUNING, block_length
 from shardmerge.methods.registry import MergeMethod, method, methods
 
-LIMIT = 400_000_000
+#: Of a job's own; the rest of what it asks for is left to the code of libraries.
+LIMIT = 300_000_000
 
 
 def passes_of_float32(declared: MergeMethod) -> bool:
@@ -112,7 +113,7 @@ class TestStreaming:
         s = sparse(tmp_path, "abq", "F16", (75_000, 2_000))  # 300 MB each
         delta = ex.Delta(s["a"], s["b"], "F16")
         spec = spec_of("F16", ex.Linear(((1.0, s["q"]), (0.4, delta))))
-        assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES <= LIMIT
+        assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES
         assert measured(tmp_path, spec, threads=2) <= LIMIT
 
     def test_many_threads_and_models_of_wide_types(self, tmp_path: Path) -> None:
@@ -204,7 +205,7 @@ class TestStreaming:
         for name in (m.name for m in methods() if passes_of_float32(m)):
             sources = list(s.values())[: 4 if name == "model_stock" else 2]
             spec = specs[name] = spec_of("F16", call_of(name, sources))
-            assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES <= LIMIT
+            assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES
         peaks = measured_together(tmp_path, specs, threads=2)
         assert len(peaks) > 10
         assert {name: peak for name, peak in peaks.items() if peak > LIMIT} == {}
