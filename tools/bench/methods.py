@@ -26,6 +26,8 @@ _VALUES = {"weight": 0.5, "density": 0.5, "epsilon": 0.1, "t": 0.4, "select_topk
 #: Contestants.
 OURS, OURS_AS_THEIRS = "shardmerge", "shardmerge, mergekit's numerics"
 MERGEKIT, START = "mergekit-yaml", "mergekit-yaml --help"
+#: What no merge job can be faster than.
+BOUND = "reading, hashing and writing alone"
 #: The method that others are compared with, of as many sources as some take.
 OF_TWO = "linear-of-two"
 _NUMERICS = {OURS: "float32", OURS_AS_THEIRS: "mergekit-0.1.5"}
@@ -95,6 +97,9 @@ def prepare(folder: Path, size: str, name: str) -> dict[str, Contestant]:
         left = ("results", ".snakemake", "logs", "benchmarks", ".shardmerge", f"{name}.lock.json")
         if label == OURS or known:
             found[label] = Contestant(snakemake, "results", left)
+    sources = [str(folder / model) for model in MODELS[: models_of(name)]]
+    bound = [sys.executable, str(ROOT / "tools/bench/bound.py"), "bound", *sources]
+    found[BOUND] = Contestant(bound, "bound", ("bound",))
     tool = Path(sys.executable).with_name(MERGEKIT)
     if tool.exists() and known:
         command = [str(tool), f"{name}.yaml", "merged", "--quiet", "--no-copy-tokenizer"]
@@ -126,13 +131,13 @@ def compare(
         keep: Called after each run, so that a benchmark that was killed can go on.
         say: Takes a line for the user.
         slow: How many runs of a contestant that takes over a minute; as many as of others if None.
-        alone: Whether only builds in our own numerics are measured.
+        alone: Whether only builds in our own numerics are measured, and what bounds them.
     """
     for name in names or measurable():
         found = rows.setdefault(name, {})
         contestants = prepare(folder, size, name)
         if alone:
-            contestants = {OURS: contestants[OURS]}
+            contestants = {label: contestants[label] for label in (OURS, BOUND)}
         for turn in range(runs):
             for label, contestant in contestants.items():
                 done = found.setdefault(label, [])
@@ -180,7 +185,8 @@ def gigabytes(size: str) -> float:
 
 def methods_table(rows: Mapping[str, Mapping[str, Sequence[Figures]]]) -> str:
     """Return a table of medians, in seconds and megabytes, without columns that are empty."""
-    head = ["Method", "Sources", "Whole build, s", "Merge jobs, s", "Peak of a job, MB"]
+    head = ["Method", "Sources", "Whole build, s", "Merge jobs, s"]
+    head += [f"{BOUND.capitalize()}, s", "Peak of a job, MB"]
     head += ["In mergekit's numerics: build, s", "merge jobs, s"]
     head += [f"{MERGEKIT}, s", "its peak, MB", "Runs"]
     head += ["Build: times as fast", "in mergekit's numerics"]
@@ -204,11 +210,11 @@ def _row(name: str, rows: Mapping[str, Mapping[str, Sequence[Figures]]]) -> list
     theirs, start = median(MERGEKIT, "seconds"), median(START, "seconds")
     work = None if theirs is None else max(theirs - (start or 0.0), 0.0)
     row = [f"`{name}`", str(sources)]
-    row += [_number(value) for value in (whole, merge)]
+    row += [_number(value) for value in (whole, merge, median(BOUND, "seconds"))]
     row += [_number(median(OURS, "job_peak_mb"), 0)]
     row += [_number(value) for value in (as_whole, as_merge, theirs)]
     row += [_number(median(MERGEKIT, "peak_mb"), 0)]
-    row += [", ".join(str(len(found[label])) for label in found if label != START)]
+    row += [", ".join(str(len(found[label])) for label in found if label not in (START, BOUND))]
     pairs = ((theirs, whole), (theirs, as_whole), (work, merge), (work, as_merge), (whole, linear))
     return row + [_number(_ratio(one, other)) for one, other in pairs]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from shardmerge.base.hashing import FileHash, bound_hash, hasher_like, quick_has
 
 #: Sizes about those of a page and of what is read at once.
 SIZES = (0, 1, 4095, 4096, 4097, (1 << 20) - 1, 1 << 20, (4 << 20) - 1, 4 << 20, (8 << 20) + 17)
+SIZES += (16 << 20, (29 << 20) + 5)
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -33,13 +36,15 @@ def test_all_bytes_count(tmp_path: Path, size: int, keep: bool) -> None:
 
 
 @pytest.mark.skipif(not direct._DIRECT, reason="this system reads nothing directly")
-@pytest.mark.parametrize("at", ["open", "read"])
+@pytest.mark.parametrize("at", ["open", "first", "fifth"])
 def test_file_system_that_reads_nothing_directly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     """It refuses when the file is opened, or not before it is read."""
-    (tmp_path / "a").write_bytes(bytes(9_000_000))
+    data = os.urandom(29_000_001)
+    (tmp_path / "a").write_bytes(data)
     real_open, real_read, refused = os.open, hashing.read_into, []
+    last = {"open": 0, "first": 0, "fifth": 4 * hashing._DIRECT_CHUNK}[at]
 
     def open_(path: os.PathLike[str], flags: int, mode: int = 0o777) -> int:
         if at == "open" and flags & direct._DIRECT:
@@ -48,16 +53,50 @@ def test_file_system_that_reads_nothing_directly(
         return real_open(path, flags, mode)
 
     def read(fd: int, into: memoryview, offset: int) -> int:
-        if at == "read" and offset and not refused:
-            refused.append(fd)
+        if at != "open" and offset >= last and fcntl.fcntl(fd, fcntl.F_GETFL) & direct._DIRECT:
+            refused.append(offset)
             raise OSError(errno.EINVAL, "Invalid argument")
         return real_read(fd, into, offset)
 
     monkeypatch.setattr(os, "open", open_)
     monkeypatch.setattr(hashing, "read_into", read)
     with FileHash(tmp_path / "a") as found:
-        assert found.result().hexdigest() == hashlib.sha256(bytes(9_000_000)).hexdigest()
-    assert len(refused) == 1
+        assert found.result().hexdigest() == hashlib.sha256(data).hexdigest()
+    assert refused
+
+
+def test_reads_that_end_in_another_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = os.urandom(29_000_001)
+    (tmp_path / "a").write_bytes(data)
+    real, overtaken = hashing.read_into, threading.Event()
+
+    def read(fd: int, into: memoryview, offset: int) -> int:
+        if offset:
+            overtaken.set()
+        else:
+            overtaken.wait(60)
+        return real(fd, into, offset)
+
+    monkeypatch.setattr(hashing, "read_into", read)
+    monkeypatch.setattr(hashing, "open_direct", lambda path, flags: (os.open(path, flags), True))
+    with FileHash(tmp_path / "a") as found:
+        assert found.result().hexdigest() == hashlib.sha256(data).hexdigest()
+    assert overtaken.is_set()
+
+
+@pytest.mark.parametrize("last", [0, 3 << 22])
+def test_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int) -> None:
+    (tmp_path / "a").write_bytes(bytes(29_000_001))
+    real = hashing.read_into
+
+    def read(fd: int, into: memoryview, offset: int) -> int:
+        if offset >= last:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(fd, into, offset)
+
+    monkeypatch.setattr(hashing, "read_into", read)
+    with FileHash(tmp_path / "a") as found, pytest.raises(UserError, match="Input/output error"):
+        found.result()
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tools.bench import builds, methods, page, phases, plans, sampled
+from tools.bench import bound, builds, methods, page, phases, plans, sampled
 
 PAGE = """# P
 
@@ -88,6 +90,27 @@ class TestMeasure:
             self.run(tmp_path, "raise SystemExit(3)", "out")
 
 
+class TestBound:
+    @pytest.mark.parametrize("size", [5, 1 << 20, (3 << 20) + 7])
+    def test_moves_whole_models(self, tmp_path: Path, size: int) -> None:
+        for model in "ab":
+            (tmp_path / model).mkdir()
+            for shard in "12":
+                (tmp_path / model / f"{shard}.safetensors").write_bytes(os.urandom(size))
+        command = [sys.executable, bound.__file__, "out", str(tmp_path / "a"), str(tmp_path / "b")]
+        subprocess.run(command, cwd=tmp_path, check=True)
+        for shard in "12":
+            made, source = (tmp_path / m / f"{shard}.safetensors" for m in ("out", "a"))
+            assert made.read_bytes() == source.read_bytes()
+
+    def test_a_failure_is_told(self, tmp_path: Path) -> None:
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a/1.safetensors").write_bytes(b"12345")
+        (tmp_path / "b").mkdir()
+        command = [sys.executable, bound.__file__, "out", str(tmp_path / "a"), str(tmp_path / "b")]
+        assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode
+
+
 class TestPlans:
     @pytest.mark.slow
     def test_the_model_that_nothing_is_to_be_done_for_looks_finished(self, tmp_path: Path) -> None:
@@ -115,15 +138,16 @@ class TestMethods:
             methods.OURS_AS_THEIRS: [own | {"seconds": 9.0, "merge": 4.0}],
             methods.MERGEKIT: [theirs],
             methods.START: [start],
+            methods.BOUND: [{"seconds": 1.5, "exit": 1.6, "peak_mb": 40.0}],
         }
 
     def test_table_tells_builds_and_jobs_apart(self) -> None:
         rows = {name: self.rows(2.0) for name in (methods.OF_TWO, "slerp", "metagpt")}
         rows["metagpt"] = {methods.OURS: rows["metagpt"][methods.OURS]}
         text = methods.methods_table(rows)
-        row = "| `slerp` | 2 | 8.0 | 2.0 | 115 | 9.0 | 4.0 | 26.0 | 5,000 | 1, 1, 1 "
+        row = "| `slerp` | 2 | 8.0 | 2.0 | 1.5 | 115 | 9.0 | 4.0 | 26.0 | 5,000 | 1, 1, 1 "
         assert row + "| 3.2 | 2.9 | 10.0 | 5.0 | 1.0 |" in text
-        assert "| `metagpt` | 3 | 8.0 | 2.0 | 115 |  |" in text
+        assert "| `metagpt` | 3 | 8.0 | 2.0 |  | 115 |" in text
 
     def test_what_is_measured_is_not_run_again(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -155,7 +179,7 @@ class TestMethods:
         assert {label: len(runs) for label, runs in rows["slerp"].items()} == {"fast": 3, "slow": 2}
 
     def test_ours_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        labels = (methods.OURS, methods.MERGEKIT)
+        labels = (methods.OURS, methods.BOUND, methods.MERGEKIT)
         contestants = {name: builds.Contestant([name], None, ()) for name in labels}
         monkeypatch.setattr(methods, "prepare", lambda *_: contestants)
         monkeypatch.setattr(methods, "warm", lambda models: None)
@@ -163,7 +187,8 @@ class TestMethods:
         monkeypatch.setattr(methods, "measure", lambda *_: {"exit": 1.0})
         rows: methods.Measured = {}
         methods.compare(tmp_path, "small", ["slerp"], 2, rows, lambda: None, print, alone=True)
-        assert {label: len(runs) for label, runs in rows["slerp"].items()} == {methods.OURS: 2}
+        ran = {label: len(runs) for label, runs in rows["slerp"].items()}
+        assert ran == {methods.OURS: 2, methods.BOUND: 2}
         both = methods.estimate(["13GB"], ["slerp"], 1, {})
         assert methods.estimate(["13GB"], ["slerp"], 1, {}, alone=True) < both / 2
 
