@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shardmerge.methods.program import TYPES
 from shardmerge.methods.registry import (
     Group,
     Inputs,
@@ -88,7 +89,7 @@ def _mergekit_arcee_fusion(group: Group) -> torch.Tensor:
     return mergekit.arcee_fusion(group)
 
 
-@arcee_fusion.mergekit_passes(by_torch=True)
+@arcee_fusion.mergekit_passes(by_torch=TYPES)
 def _mergekit_arcee_fusion_passes(group: Group) -> Passes:
     from shardmerge.methods.blending import mergekit_passes
 
