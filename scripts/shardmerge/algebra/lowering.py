@@ -150,9 +150,11 @@ def _reduction(
 ) -> tuple[Reduction, Given]:
     made, writer = function(x), x.writer
     values = tuple(value.number for value in made)
-    kind = kind([value.dtype for value in made]) if callable(kind) else kind
+    kinds = [value.dtype for value in made]
+    kind = kind(kinds) if callable(kind) else kind
+    code = "F32" if kind == "sums" and "F64" not in kinds else "F64"
     loads, tables = tuple(writer.loads), tuple(writer.tables)
-    return Reduction(codes, tuple(writer.steps), loads, kind, values, tables), x.given
+    return Reduction(codes, tuple(writer.steps), loads, kind, values, tables, code), x.given
 
 
 def _compiler(

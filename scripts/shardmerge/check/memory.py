@@ -40,7 +40,7 @@ def check_bytes(tasks: Iterable[TensorTask]) -> int:
 def check_needs_torch(tasks: Sequence[TensorTask]) -> bool:
     """Whether the check of a shard imports torch, where there is native code.
 
-    In mergekit numerics torch makes the samples of what is no sum.
+    In mergekit numerics torch makes the samples of what is neither a sum nor made in passes.
 
     Args:
         tasks: Of the shard's tensors.
@@ -48,9 +48,9 @@ def check_needs_torch(tasks: Sequence[TensorTask]) -> bool:
     stated = [t for t in tasks if not (t.kind == "copy" or t.numerics.rounds_once)]
     if needs_torch(tasks) or not stated:
         return needs_torch(tasks)
-    from shardmerge.check.mergekit import is_sum  # imports numpy, which most plans do without
+    from shardmerge.check.mergekit import is_known  # imports numpy, which most plans do without
 
-    return not all(is_sum(task.expression) for task in stated)
+    return not all(is_known(task.expression) for task in stated)
 
 
 def _streams(call: ex.Call, numerics: Numerics) -> bool:

@@ -1,8 +1,10 @@
-"""What elements of mergekit 0.1.5's sums must be, from its formulas alone: numpy, no step of ours.
+"""What elements of mergekit 0.1.5's merges must be, by numpy: no native code, no torch.
 
-Every operation is done in float32 and rounded to the type that mergekit computes in, as torch does
-with 16 bits on a CPU. From five terms on torch adds in an order of its own: there the value comes
-with a bound (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 4.2).
+Sums are made from its formulas alone, by no step of ours. What other methods make of elements is
+what their passes declare. Every operation is done in float32 and rounded to the type that mergekit
+computes in, as torch does with 16 bits on a CPU. From five terms on torch adds in an order of its
+own: there the value comes with a bound (Higham 2002, "Accuracy and Stability of Numerical
+Algorithms", section 4.2), and no method but sums is known of it.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
-from shardmerge.algebra.leaves import is_stored
-from shardmerge.algebra.samples import Runs
+from shardmerge.algebra.leaves import in_passes, is_stored, stated_dtype
+from shardmerge.algebra.lowering import is_native
+from shardmerge.algebra.samples import Runs, count_of
+from shardmerge.base.numerics import MERGEKIT
 from shardmerge.check.error_bounds import Estimate
 from shardmerge.check.float_formats import (
     FLOAT_FORMATS,
@@ -26,6 +30,8 @@ from shardmerge.check.float_formats import (
 )
 from shardmerge.check.rows import chosen_parts, gathered
 from shardmerge.methods.contract import Group
+from shardmerge.methods.kernels.typed import TypedElements, numbers_of
+from shardmerge.methods.passes import Map
 
 #: Types that float32 holds.
 _TYPES = ("F16", "BF16", "F32")
@@ -39,8 +45,8 @@ _OPERATIONS: dict[str, Callable] = {
 }
 
 
-class NotASumError(Exception):
-    """An expression has parts that are no sums of float16, bfloat16 and float32."""
+class NotKnownError(Exception):
+    """An expression has parts of which nothing is known here."""
 
 
 @dataclass(frozen=True)
@@ -64,25 +70,30 @@ class Formulas:
     Args:
         stored: Task vectors that are read from files.
         read: Reads elements of a source tensor or a stored task vector.
+        mapped: Finds what calls in passes do to elements, where native code makes these passes.
     """
 
     def __init__(
         self,
         stored: Collection[ex.Delta],
         read: Callable[[ex.Source | ex.Decoded | ex.Arranged | ex.Delta, Runs], np.ndarray],
+        mapped: Callable[[ex.Call, Runs], Map] | None = None,
     ) -> None:
-        self._stored, self._read = stored, read
+        self._stored, self._read, self._mapped = stored, read, mapped
 
     def estimate(self, expression: ex.Expression, runs: Runs) -> Estimate:
         """Return what elements must be before they are rounded to an output type.
 
         Raises:
-            NotASumError: If something of it is no sum, or float64; before anything is read.
+            NotKnownError: If something of it is not known here; before anything is read.
         """
-        if not is_sum(expression, self._stored):
-            raise NotASumError
+        if not is_known(expression, self._stored):
+            raise NotKnownError
+        declared = any(map(_in_passes, ex.walk(expression)))
+        if declared and not self._mapped:
+            raise NotKnownError
         found = self._value(expression, runs)
-        return Estimate(found.value, found.error)
+        return Estimate(found.value, found.error, independent=not declared)
 
     def _value(self, node: ex.Expression, runs: Runs) -> Typed:
         if is_stored(node, self._stored):
@@ -98,17 +109,24 @@ class Formulas:
             case ex.Call():
                 inputs = [self._value(one, runs) for one in node.inputs]
                 if len({one.dtype for one in inputs}) > 1:
-                    raise NotASumError
-                return _FORMULAS[node.method](group_of(node, inputs))
+                    raise NotKnownError
+                if node.method in _FORMULAS:
+                    return _FORMULAS[node.method](group_of(node, inputs))
+                numbers = [numbers_of(one.value, one.dtype) for one in inputs]
+                elements = TypedElements(numbers, node.inputs[0].shape, runs)
+                made = self._mapped(node, runs)(elements)
+                return Typed(made.array.astype(np.float64), np.zeros(count_of(runs)), made.dtype)
             case ex.Rows():
                 return self._rows(node, runs)
             case ex.Choice():
                 return self._choice(node, runs)
-        raise NotASumError
+        raise NotKnownError
 
     def _rows(self, node: ex.Rows, runs: Runs) -> Typed:
         found = gathered(node, runs)
-        part = self._value(node.operand, found.runs or ((0, 0),))
+        if not found.runs:
+            return _zeros(runs, stated_dtype(node.operand))
+        part = self._value(node.operand, found.runs)
         made = _zeros(runs, part.dtype)
         made.value[found.places] = part.value[found.chosen]
         made.error[found.places] = part.error[found.chosen]
@@ -132,13 +150,27 @@ class Formulas:
         return made
 
 
-def is_sum(node: ex.Expression, stored: Collection[ex.Delta] = ()) -> bool:
-    """Whether an expression has only sums of float16, bfloat16 and float32."""
+def is_known(node: ex.Expression, stored: Collection[ex.Delta] = ()) -> bool:
+    """Whether an expression has only sums of float16, bfloat16 and float32, and calls in passes.
+
+    What such a call gets must be known exactly.
+    """
     if is_stored(node, stored):
         return node.dtype in _TYPES
     dtype = node.dtype if isinstance(node, ex.Cast) else "F32"
-    known = dtype in _TYPES and _is_sum(node)
-    return known and all(is_sum(operand, stored) for operand in ex.operands(node))
+    known = dtype in _TYPES and _has_formula(node)
+    if not known and _in_passes(node) and is_native(node, stored, MERGEKIT):
+        known = not any(map(_is_long, ex.walk(node)))
+    return known and all(is_known(operand, stored) for operand in ex.operands(node))
+
+
+def _in_passes(node: ex.Expression) -> bool:
+    return in_passes(node, MERGEKIT) and node.method not in _FORMULAS
+
+
+def _is_long(node: ex.Expression) -> bool:
+    """Whether a call adds up more terms than torch adds in order."""
+    return isinstance(node, ex.Call) and len(node.inputs) - (node.base is not None) > _FEW
 
 
 def _linear(group: Group) -> Typed:
@@ -190,7 +222,7 @@ _FORMULAS: dict[str, Callable[[Group], Typed]] = {
 }
 
 
-def _is_sum(node: ex.Expression) -> bool:
+def _has_formula(node: ex.Expression) -> bool:
     match node:
         case ex.Linear(terms):
             return len(terms) == 1 and terms[0][0] == 1.0

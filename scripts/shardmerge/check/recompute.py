@@ -41,7 +41,7 @@ from shardmerge.check.error_bounds import (
     rounded_error,
     total,
 )
-from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp
+from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp, round_to
 from shardmerge.check.kernels import (
     Read,
     UndecidedError,
@@ -50,7 +50,7 @@ from shardmerge.check.kernels import (
     needed,
     run_kernel,
 )
-from shardmerge.check.mergekit import Formulas, NotASumError
+from shardmerge.check.mergekit import Formulas, NotKnownError
 from shardmerge.check.probing import ReadWritten, verify_probes
 from shardmerge.check.recorded import RecordedPasses
 from shardmerge.check.row_terms import sum_of_rows
@@ -128,14 +128,16 @@ class Recomputer:
             self._begin()
             if self._numerics.rounds_once:
                 return self._float32(expression, runs)
-            with contextlib.suppress(NotASumError):
-                return Formulas(self._stored, self._read).estimate(expression, runs)
+            whole = any(self._adds_up(part) for part in ex.walk(expression))
+            mapped = self._passes.sampled if self._passes and is_usable() else None
+            with contextlib.suppress(NotKnownError):
+                found = Formulas(self._stored, self._read, mapped).estimate(expression, runs)
+                return _near(round_to(dtype, found.value), dtype) if whole else found
             stated = Stated(self._numerics, self._stored, self._read, self._passes)
             value = decoded(to_stored(stated.value(expression, runs), dtype), dtype)
-            whole = any(self._adds_up(part) for part in ex.walk(expression))
-            # long sums of torch's may differ in the last places from one processor to another
-            slack = 4 * half_ulp(dtype, np.abs(value)) if whole else np.zeros_like(value)
-            return Estimate(value, slack, whole, independent=False)
+            if whole:
+                return _near(value, dtype)
+            return Estimate(value, np.zeros_like(value), independent=False)
 
     def probe(
         self,
@@ -316,3 +318,11 @@ class Recomputer:
         dtype = getattr(load_torch(), DTYPES[code].name)
         tensors = [load_torch().from_numpy(value).to(dtype, copy=True) for value in values]
         return run_kernel(call, tensors, runs, whole, self._numerics).double().numpy()
+
+
+def _near(value: np.ndarray, dtype: str) -> Estimate:
+    """Return an estimate of what needs long sums.
+
+    Torch's may differ in the last places from one processor to another.
+    """
+    return Estimate(value, 4 * half_ulp(dtype, np.abs(value)), decides=True, independent=False)

@@ -22,18 +22,22 @@ from shardmerge.algebra.leaves import stated_dtype
 from shardmerge.algebra.samples import Runs, is_looked_at_whole, remembered_runs, spread_tiles
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import Numerics
+from shardmerge.check.kernels import load_torch
 from shardmerge.check.told_choices import ToldMask, ToldRow, told_rows
 from shardmerge.check.torch_sums import add_up, are_seen, same
 from shardmerge.engine.passes import NativePasses
+from shardmerge.engine.quick_choice import open_bits
 from shardmerge.engine.rank_passes import step_of
 from shardmerge.engine.row_passes import OfRows
 from shardmerge.engine.row_steps import row_groups
 from shardmerge.engine.stripes import Stripes
+from shardmerge.engine.tasks import call_needs_torch
 from shardmerge.engine.telling import Side, Telling, telling_bands, telling_sides
 from shardmerge.engine.tile_buffers import ReadFiles
 from shardmerge.engine.tiles import ReducedTiles
 from shardmerge.engine.torch_tiles import in_one_pass
 from shardmerge.methods.contract import BLOCK
+from shardmerge.methods.kernels.masks import BitMask
 from shardmerge.methods.passes import (
     GREATEST_KEY,
     NO_BAND,
@@ -76,6 +80,12 @@ class RecordedPasses(NativePasses):
         self._runs: dict[ex.Call, Runs] = {}
         self._sampled: dict[tuple[ex.Call, Runs], Map] = {}
         self._columns: dict[ex.Call, Stripes | None] = {}
+
+    def map(self, call: ex.Call) -> Map:
+        """Return what a call that is computed in passes does to elements."""
+        if call_needs_torch(call, self._numerics):
+            load_torch()  # with one thread
+        return super().map(call)
 
     def sampled(self, call: ex.Call, runs: Runs) -> Map:
         """Return what a call does to some elements: of rows only theirs are looked at again."""
@@ -252,19 +262,19 @@ class RecordedPasses(NativePasses):
         known = self._known(call)
         if known is None:
             return super()._torch_choice(call, wanted, count)
-        if is_looked_at_whole(call.tensor):
-            masks = super()._torch_choice(call, wanted, count)
-            if self.answers[call][-1] != known:
-                raise _wrong(call, "choices")
-            return masks
         self.answers[call].append(None)
         known, text = _with_counts(known)
         rows = told_rows(known, wanted.clipped(count))
-        if rows is None or not self._are_there(
-            call, wanted.function, [one.sides(count) for one in rows], text
-        ):
+        if rows is None:
             raise _wrong(call, "thresholds")
-        masks = [self._told(call, wanted, k, row) for k, row in enumerate(rows)]
+        whole = is_looked_at_whole(call.tensor)
+        if whole and not all(row.is_counted(count) for row in rows):
+            text = None
+        sides = [one.sides(count) for one in rows]
+        if not self._are_there(call, wanted.function, sides, text):
+            raise _wrong(call, "thresholds")
+        find = self._made_again if whole else self._told
+        masks = [find(call, wanted, k, row) for k, row in enumerate(rows)]
         if None in masks:
             raise _wrong(call, "choices")
         return masks
@@ -295,6 +305,20 @@ class RecordedPasses(NativePasses):
         keys = self._choice_keys(call, wanted, k)
         whole = partial(self._choose, keys, call, wanted, row.ranks, row.band)
         return ToldMask.of(row, keys, remembered_runs(call.tensor, count, BLOCK), count, whole)
+
+    def _made_again(
+        self, call: ex.Call, wanted: TorchChoice, k: int, row: ToldRow
+    ) -> BitMask | None:
+        """Return the mask that is found again, None if the record tells another."""
+        count, keys = ex.elements(call.inputs[0]), self._choice_keys(call, wanted, k)
+        mask = self._choose(keys, call, wanted, row.ranks, row.band)
+        if row.is_empty:
+            return mask
+        runs = remembered_runs(call.tensor, count, BLOCK)
+        right = open_bits(mask, keys, row.limits(count), runs) == row.text
+        if row.is_counted(count):
+            right &= mask.number(count) == row.ranks.stop - row.ranks.start
+        return mask if right else None
 
     def _are_there(
         self,

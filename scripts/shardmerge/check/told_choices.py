@@ -40,6 +40,25 @@ class ToldRow:
         """The keys, without the elements at either end."""
         return KeyBand(self.low, self.high, _NOWHERE, _NOWHERE)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is chosen."""
+        return self.ranks.start >= self.ranks.stop
+
+    def limits(self, count: int) -> Boundaries:
+        """Return what is chosen for sure of so many elements, at least one of which is."""
+        return Boundaries.of(self.ranks, count, self.low, self.high)
+
+    def is_counted(self, count: int) -> bool:
+        """Whether as many of so many elements as it has ranks are chosen only by right thresholds.
+
+        Which zeros are chosen is not told.
+        """
+        if self.is_empty:
+            return True
+        limits = self.limits(count)
+        return (limits.begin, limits.end) == (self.ranks.start, self.ranks.stop)
+
     def sides(self, count: int) -> list[Side]:
         """Return what must be so of the keys among so many elements."""
         return sides_of(self.ranks, self.low, self.high, count)
@@ -85,21 +104,15 @@ class ToldMask:
             count: Elements of the tensor.
             whole: Finds the mask of all.
         """
-        if row.ranks.start >= row.ranks.stop:
+        if row.is_empty:
             return cls({}, whole)
-        limits = Boundaries.of(row.ranks, count, row.low, row.high)
-        found = zip(runs, keys_of_runs(keys, runs), strict=True)
-        told = {run[0]: limits.told(own) for run, own in found}
-        number = sum(int(perhaps.sum()) for _, perhaps in told.values())
-        bits = _bits(row.text, number)
+        chosen, perhaps = row.limits(count).told(np.concatenate(keys_of_runs(keys, runs)))
+        bits = _bits(row.text, np.count_nonzero(perhaps))
         if bits is None:
             return None
-        place = 0
-        for sure, perhaps in told.values():
-            some = int(perhaps.sum())
-            sure[perhaps] = bits[place : place + some]
-            place += some
-        return cls({first: sure for first, (sure, _) in told.items()}, whole)
+        chosen[perhaps] = bits
+        parts = np.split(chosen, np.cumsum([size for _, size in runs])[:-1])
+        return cls({first: part for (first, _), part in zip(runs, parts, strict=True)}, whole)
 
     def __call__(self, first: int, count: int) -> np.ndarray:
         """Return whether consecutive elements are chosen, as bits."""

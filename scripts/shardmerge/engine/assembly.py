@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shardmerge.methods.passes import BIAS, MANTISSA, ROOT_OF_HALF
+from shardmerge.methods.passes import (
+    BIAS,
+    MANTISSA,
+    ROOT_OF_HALF,
+    SINGLE_BIAS,
+    SINGLE_MANTISSA,
+)
 from shardmerge.methods.program import CONSTANTS, LANES, WITH_CONSTANT, Program, Reduction
 
 #: What an element is in memory, by type code.
@@ -238,14 +244,20 @@ class StepLines:
                 self._same[value] = self.new(f"fpext float {self._same[first]} to double")
             self.new(f"fpext {FLOAT} {first} to {DOUBLE}", value)
         elif kind == "single":
-            self.new(f"fptrunc {DOUBLE} {first} to {FLOAT}", value)
+            if first in self._same:
+                self._spread(self.new(f"fptrunc double {self._same[first]} to float"), FLOAT, value)
+            else:
+                self.new(f"fptrunc {DOUBLE} {first} to {FLOAT}", value)
         elif kind == "key":
             self._types[value] = INT
             bits = self.new(f"bitcast {FLOAT} {first} to {INT}")
             self.new(f"and {INT} {bits}, {splat(0x7FFFFFFF)}", value)
-        elif kind in ("exponent", "mantissa", "power"):
+        elif kind in ("exponent", "mantissa"):
             self._types[value] = DOUBLE
             getattr(self, f"_{kind}")(first, value)
+        elif kind == "power":
+            self._types[value] = of
+            self._power(first, of, value)
         elif kind == "select":
             yes, no = (self.typed(self.value(k)) for k in operands[1:])
             self._types[value] = self._types.get(self.value(operands[1]), FLOAT)
@@ -257,10 +269,9 @@ class StepLines:
         elif kind == "and":
             self._types[value] = MASK
             self.new(f"and {MASK} {first}, {self.value(operands[1])}", value)
-        elif kind == "over" and {first, self.value(operands[1])} <= self._same.keys():
-            # a division takes as long as many other steps
+        elif kind not in WITH_CONSTANT and {*map(self.value, operands)} <= self._same.keys():
             both = ", ".join(self._same[self.value(one)] for one in operands)
-            self._spread(self.new(f"fdiv {element(of)} {both}"), of, value)
+            self._spread(self.new(f"{_OPERATIONS[kind]} {element(of)} {both}"), of, value)
         else:
             self._types[value] = of
             second = f"%c{operands[1]}" if kind in WITH_CONSTANT else self.value(operands[1])
@@ -298,12 +309,15 @@ class StepLines:
         bits = self.new(f"sub {_LONG} {bits}, {exponent}")
         self.new(f"bitcast {_LONG} {bits} to {DOUBLE}", value)
 
-    def _power(self, of: str, value: str) -> None:
+    def _power(self, of: str, kind: str, value: str) -> None:
+        bias, mantissa, whole = BIAS, MANTISSA, _LONG
+        if kind == FLOAT:
+            bias, mantissa, whole = SINGLE_BIAS, SINGLE_MANTISSA, INT
         # the integer is in the last bits; fptosi is not defined for NaN
-        bits = self.new(f"bitcast {DOUBLE} {of} to {_LONG}")
-        bits = self.new(f"add {_LONG} {bits}, {_splat_long(BIAS)}")
-        bits = self.new(f"shl {_LONG} {bits}, {_splat_long(MANTISSA)}")
-        self.new(f"bitcast {_LONG} {bits} to {DOUBLE}", value)
+        bits = self.new(f"bitcast {kind} {of} to {whole}")
+        bits = self.new(f"add {whole} {bits}, {vector_of(bias, element(whole))}")
+        bits = self.new(f"shl {whole} {bits}, {vector_of(mantissa, element(whole))}")
+        self.new(f"bitcast {whole} {bits} to {kind}", value)
 
     def _near_one(self, of: str) -> tuple[str, str]:
         """Write a float64's bits, and those above the square root of 1/2: in units of 2**52 the

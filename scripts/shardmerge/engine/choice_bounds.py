@@ -71,11 +71,17 @@ class Boundaries:
         Args:
             keys: uint32 [elements].
         """
-        sorted_by = np.minimum(keys, NAN).astype(np.int64)
+        least, most, open_keys = self.least, self.most, self.open
         if self.descending:
-            sorted_by = NAN - sorted_by
-        sure = (sorted_by >= self.least) & (sorted_by <= self.most)
-        return sure, np.isin(sorted_by, self.open)
+            least, most, open_keys = NAN - most, NAN - least, [NAN - key for key in open_keys]
+        # a NaN has whatever bits from that key on
+        sure = keys >= least
+        if most < NAN:
+            sure &= keys <= most
+        perhaps = np.zeros_like(sure)
+        for key in open_keys:
+            perhaps |= keys >= NAN if key == NAN else keys == key
+        return sure, perhaps
 
     def singles(self, count: int) -> tuple[Boundaries, ...]:
         """Return those of choices with one open key each, which together choose what this does.

@@ -103,16 +103,31 @@ def native(program: Program) -> Native:
 
 def compiled(text: str) -> Callable[..., None]:
     """Return the function ``merge`` of a text in assembly language, made once in a process."""
+    (function,) = compiled_together([text])
+    return function
+
+
+def compiled_together(texts: Sequence[str]) -> list[Callable[..., None]]:
+    """Return the functions of some texts, as ``compiled``.
+
+    LLVM takes milliseconds each time, however short a text is.
+    """
     _initialise()
-    key = (text, *_processor())
+    processor = _processor()
     with _MAKING:
-        if key not in _MADE:
-            _MADE[key] = _compile(*key)
-        return _MADE[key][0]
+        if new := [text for text in dict.fromkeys(texts) if (text, *processor) not in _MADE]:
+            functions, engine = _compile(new, *processor)
+            _MADE.update(
+                ((text, *processor), (function, engine))
+                for text, function in zip(new, functions, strict=True)
+            )
+        return [_MADE[(text, *processor)][0] for text in texts]
 
 
-def _compile(text: str, cpu: str, features: str) -> tuple[Callable[..., None], object]:
-    module = binding.parse_assembly(text)
+def _compile(
+    texts: Sequence[str], cpu: str, features: str
+) -> tuple[list[Callable[..., None]], object]:
+    module = binding.parse_assembly(_in_one(texts))
     module.verify()
     target = binding.Target.from_default_triple()
     machine = target.create_target_machine(cpu=cpu, features=features, opt=2)
@@ -120,7 +135,20 @@ def _compile(text: str, cpu: str, features: str) -> tuple[Callable[..., None], o
     engine.finalize_object()
     pointer = ctypes.c_void_p
     kind = ctypes.CFUNCTYPE(None, pointer, pointer, ctypes.c_int64, pointer, pointer)
-    return kind(engine.get_function_address("merge")), engine
+    return [kind(engine.get_function_address(f"merge{k}")) for k in range(len(texts))], engine
+
+
+def _in_one(texts: Sequence[str]) -> str:
+    """Return a text with the functions of several, ``merge0`` and so on."""
+    lines: list[str] = []
+    declared: dict[str, None] = {}
+    for k, text in enumerate(texts):
+        for line in text.replace("@merge(", f"@merge{k}(").splitlines():
+            if line.startswith("declare "):
+                declared[line] = None
+            else:
+                lines.append(line)
+    return "\n".join([*lines, *declared])
 
 
 def place_of(array: np.ndarray) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,8 +32,6 @@ from shardmerge.methods.passes import (
     TorchSums,
     Wanted,
     along_first,
-    end_of,
-    in_turn,
     vectors,
 )
 
@@ -72,9 +69,7 @@ class NativePasses(RankPasses):
             case TorchChoice():
                 return self._torch_choice(call, wanted, count)
             case RowSteps():
-                if self._row_code(call, wanted):
-                    return self._rows(call, wanted)
-                return end_of(in_turn(wanted), partial(self._answer, call))
+                return self._rows(call, wanted)
             case Sums(axis=axis) | Maxima(axis=axis) | TorchSums(axis=axis) if not along_first(
                 shape, axis
             ):

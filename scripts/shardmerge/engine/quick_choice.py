@@ -36,9 +36,9 @@ def open_bits(mask: BitMask, keys: KeysOf, limits: Boundaries, runs: Runs) -> st
     """Return as text which elements of the boundaries' keys are chosen, of some runs."""
     if not limits.open:
         return ""
-    found = zip(runs, keys_of_runs(keys, runs), strict=True)
-    parts = [mask_of(mask(*run), run[1])[limits.told(own)[1]] for run, own in found]
-    return base64.b64encode(np.packbits(np.concatenate(parts))).decode()
+    _, perhaps = limits.told(np.concatenate(keys_of_runs(keys, runs)))
+    bits = np.concatenate([mask_of(mask(*run), run[1]) for run in runs])[perhaps]
+    return base64.b64encode(np.packbits(bits)).decode()
 
 
 def mask_like_torch(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shardmerge.engine import torch_order
-from shardmerge.engine.assembly import DOUBLE, LANES, StepLines, loop_text, rows_text
+from shardmerge.engine.assembly import LANES, STORED, StepLines, element, loop_text, rows_text
 from shardmerge.engine.counting import caught_text, keys_text, masks_text, maxima_text
 from shardmerge.engine.native import compiled, last_elements, place_of
 from shardmerge.methods.program import IN_TORCH_ORDER, Reduction
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _WAYS = ((4, 8), (12, 4), (1 << 30, 2))
 #: Steps from which on adding up is little of the work: parts at most, less text to compile.
 _LONG, _FEWER = 32, 4
+#: Of what sums are made in, by code.
+_KINDS = {"F64": "<f8", "F32": "<f4"}
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,15 @@ class NativeReduction:
     little: bool = False
     functions: dict[int, Callable[..., None]] = field(default_factory=dict)
 
+    @property
+    def _kind(self) -> str:
+        """What sums are made in, as numpy's type."""
+        return _KINDS[self.reduction.code]
+
     def sums(
         self, rows: int, leaves: Sequence[int], count: int, constants: Sequence[float]
     ) -> np.ndarray:
-        """Return values that add up to the sums of rows by halves, float64 [sums, rows, some].
+        """Return values that add up to the sums of rows by halves, [sums, rows, some].
 
         Args:
             rows: How many there are, each with as many elements.
@@ -60,9 +67,13 @@ class NativeReduction:
         ways, left = halving(self.reduction, length, little=self.little)
         if ways == 1:
             return self.values(leaves, count, constants).reshape(kept, rows, length)
-        buffer = np.empty((kept, rows, length // ways))
+        buffer = np.empty((kept, rows, length // ways), self._kind)
         self._call(ways, buffer, leaves, length, constants, np.array(rows, np.int64))
         return buffer[:, :, :left].copy()
+
+    def text(self, ways: int) -> str:
+        """Return the text of the code for so many parts of a row."""
+        return _text(self.reduction, ways)
 
     def address(self, ways: int) -> int:
         """Return the address of the code for so many parts of a row."""
@@ -79,15 +90,15 @@ class NativeReduction:
         return found.max(axis=-1)
 
     def values(self, leaves: Sequence[int], count: int, constants: Sequence[float]) -> np.ndarray:
-        """Return the values themselves, float64 [sums, elements]."""
+        """Return the values themselves, [sums, elements]."""
         kept, whole = len(self.reduction.values), count // LANES * LANES
-        buffer = np.empty((kept, max(whole, 1)))
+        buffer = np.empty((kept, max(whole, 1)), self._kind)
         one = np.array(1, np.int64)
         if whole:
             self._call(1, buffer, leaves, whole, constants, one)
         if not (rest := count - whole):
             return buffer
-        last = np.empty((kept, LANES))
+        last = np.empty((kept, LANES), self._kind)
         buffers = last_elements(self.reduction, leaves, whole, rest)
         self._call(1, last, [ctypes.addressof(one) for one in buffers], LANES, constants, one)
         return np.concatenate([buffer[:, :whole], last[:, :rest]], axis=1)
@@ -217,7 +228,7 @@ class NativeReduction:
 
     def _function(self, ways: int) -> Callable[..., None]:
         if ways not in self.functions:
-            self.functions[ways] = compiled(_text(self.reduction, ways))
+            self.functions[ways] = compiled(self.text(ways))
         return self.functions[ways]
 
 
@@ -254,7 +265,7 @@ _HEAD = "define void @merge(ptr %output, ptr %leaves, i64 %count, ptr %constants
 def _text(reduction: Reduction, ways: int) -> str:
     if reduction.kind in IN_TORCH_ORDER:
         return torch_order.parts_text(reduction, ways, _HEAD)
-    if reduction.kind in ("sums", "kept"):
+    if reduction.kind == "sums":
         return _sums(reduction, ways)
     if reduction.kind == "bits":
         return _bits(reduction)
@@ -265,10 +276,9 @@ def _text(reduction: Reduction, ways: int) -> str:
 def _sums(reduction: Reduction, ways: int) -> str:
     """Return a function that adds up parts of rows, then halves what is left as far as it can.
 
-    It writes the values [sums, rows, count / ways]; with one part only the values themselves. Those
-    that are kept, of one row, are written besides, each so far from the output as %extra says.
+    It writes the values [sums, rows, count / ways]; with one part only the values themselves.
     """
-    writer = StepLines(reduction)
+    writer, kind = StepLines(reduction), STORED[reduction.code]
     kept = range(len(reduction.values))
     entry = writer.entry()
     parts = []
@@ -276,29 +286,19 @@ def _sums(reduction: Reduction, ways: int) -> str:
         at = "%at" if way == 0 else writer.new(f"add i64 %at, %part{way}")
         writer.values(at, f"w{way}v")
         parts.append([writer.value(value) for value in reduction.values])
-        if reduction.kind == "kept":
-            for k, value in enumerate(parts[-1]):
-                place = writer.place(f"%kept{k}", "F64", at)
-                writer.lines.append(f"  store {DOUBLE} {value}, ptr {place}, align 8")
     for k in kept:
-        total = _halved(writer, [part[k] for part in parts])
-        place = writer.place(f"%row{k}", "F64")
-        writer.lines.append(f"  store {DOUBLE} {total}, ptr {place}, align 8")
+        total = _halved(writer, [part[k] for part in parts], kind)
+        place = writer.place(f"%row{k}", reduction.code)
+        writer.lines.append(f"  store {kind} {total}, ptr {place}, align 4")
     shift = ways.bit_length() - 1
-    folds = [line for k in kept for line in _fold(k)] if ways > 1 else []
+    folds = [line for k in kept for line in _fold(k, kind)] if ways > 1 else []
     entry += ["  %rows = load i64, ptr %extra", f"  %stride = lshr i64 %count, {shift}"]
     entry += [f"  %part{way} = mul i64 %stride, {way}" for way in range(1, ways)]
     entry += [f"  %all{k} = mul i64 %rows, {k}" for k in kept]
-    if reduction.kind == "kept":
-        entry += [line for k in kept for line in (
-            f"  %kept{k}.at = getelementptr i64, ptr %extra, i64 {k + 1}",
-            f"  %kept{k}.offset = load i64, ptr %kept{k}.at",
-            f"  %kept{k} = getelementptr double, ptr %output, i64 %kept{k}.offset",
-        )]  # fmt: skip
     begin = [line for k in kept for line in (
         f"  %row{k}.number = add i64 %all{k}, %r",
         f"  %row{k}.offset = mul i64 %row{k}.number, %stride",
-        f"  %row{k} = getelementptr double, ptr %output, i64 %row{k}.offset",
+        f"  %row{k} = getelementptr {element(kind)}, ptr %output, i64 %row{k}.offset",
     )]  # fmt: skip
     after = [*folds, f"fold{len(kept) if ways > 1 else 0}:", "  br label %end"]
     return rows_text(_HEAD, entry, begin, (), writer.lines, "%stride", after)
@@ -316,16 +316,16 @@ def _bits(reduction: Reduction) -> str:
     return loop_text(_HEAD, entry, (), writer.lines, ())
 
 
-def _halved(writer: StepLines, parts: list[str]) -> str:
+def _halved(writer: StepLines, parts: list[str], kind: str) -> str:
     """Write the sum of parts by halves; return its name."""
     while len(parts) > 1:
         half = len(parts) // 2
-        parts = [writer.new(f"fadd {DOUBLE} {a}, {b}")
+        parts = [writer.new(f"fadd {kind} {a}, {b}")
                  for a, b in zip(parts[:half], parts[half:], strict=True)]  # fmt: skip
     return parts[0]
 
 
-def _fold(k: int) -> list[str]:
+def _fold(k: int, kind: str) -> list[str]:
     """Return the blocks that add up a row of the output by halves, down to an odd number."""
     return [
         f"fold{k}:",
@@ -338,13 +338,13 @@ def _fold(k: int) -> list[str]:
         f"  br i1 %small{k}, label %fold{k + 1}, label %add{k}",
         f"add{k}:",
         f"  %j{k} = phi i64 [0, %level{k}], [%next{k}, %add{k}]",
-        f"  %a{k}.at = getelementptr double, ptr %row{k}, i64 %j{k}",
+        f"  %a{k}.at = getelementptr {element(kind)}, ptr %row{k}, i64 %j{k}",
         f"  %far{k} = add i64 %j{k}, %half{k}",
-        f"  %b{k}.at = getelementptr double, ptr %row{k}, i64 %far{k}",
-        f"  %a{k} = load {DOUBLE}, ptr %a{k}.at, align 8",
-        f"  %b{k} = load {DOUBLE}, ptr %b{k}.at, align 8",
-        f"  %s{k} = fadd {DOUBLE} %a{k}, %b{k}",
-        f"  store {DOUBLE} %s{k}, ptr %a{k}.at, align 8",
+        f"  %b{k}.at = getelementptr {element(kind)}, ptr %row{k}, i64 %far{k}",
+        f"  %a{k} = load {kind}, ptr %a{k}.at, align 4",
+        f"  %b{k} = load {kind}, ptr %b{k}.at, align 4",
+        f"  %s{k} = fadd {kind} %a{k}, %b{k}",
+        f"  store {kind} %s{k}, ptr %a{k}.at, align 4",
         f"  %next{k} = add i64 %j{k}, {LANES}",
         f"  %left{k} = icmp ult i64 %next{k}, %half{k}",
         f"  br i1 %left{k}, label %add{k}, label %end{k}",

@@ -66,19 +66,24 @@ def driver_text() -> str:
     ])  # fmt: skip
 
 
-def last_text(kind: str) -> str:
+def last_text(kind: str, code: str = "F64") -> str:
     """Return a function that brings values to one number by halves.
 
     Args:
         kind: ``sums`` or ``maxima``.
+        code: Of the values' type, F64 or F32; the number is of float64.
     """
-    combined = ["  %both = fadd double %a, %b"]
+    number, found = "double", ["  %number = load double, ptr %x"]
+    if code == "F32":
+        number = "float"
+        found = ["  %one = load float, ptr %x", "  %number = fpext float %one to double"]
+    combined = [f"  %both = fadd {number} %a, %b"]
     if kind == "maxima":
         combined = [  # NaN stays
-            "  %above = fcmp ogt double %b, %a",
-            "  %nan = fcmp uno double %b, %b",
+            f"  %above = fcmp ogt {number} %b, %a",
+            f"  %nan = fcmp uno {number} %b, %b",
             "  %taken = or i1 %above, %nan",
-            "  %both = select i1 %taken, double %b, double %a",
+            f"  %both = select i1 %taken, {number} %b, {number} %a",
         ]
     return "\n".join([
         "define void @merge(ptr %output, ptr %leaves, i64 %count, ptr %none, ptr %more) {",
@@ -93,7 +98,7 @@ def last_text(kind: str) -> str:
         "value:",
         "  %k = phi i64 [0, %entry], [%k.next, %written]",
         "  %offset = mul i64 %k, %stride",
-        "  %x = getelementptr double, ptr %values, i64 %offset",
+        f"  %x = getelementptr {number}, ptr %values, i64 %offset",
         "  br label %level",
         "level:",
         "  %n = phi i64 [%count, %value], [%upper, %level.end]",
@@ -104,19 +109,19 @@ def last_text(kind: str) -> str:
         "add:",
         "  %i = phi i64 [0, %level], [%i.next, %add]",
         "  %far = add i64 %i, %upper",
-        "  %a.at = getelementptr double, ptr %x, i64 %i",
-        "  %b.at = getelementptr double, ptr %x, i64 %far",
-        "  %a = load double, ptr %a.at",
-        "  %b = load double, ptr %b.at",
+        f"  %a.at = getelementptr {number}, ptr %x, i64 %i",
+        f"  %b.at = getelementptr {number}, ptr %x, i64 %far",
+        f"  %a = load {number}, ptr %a.at",
+        f"  %b = load {number}, ptr %b.at",
         *combined,
-        "  store double %both, ptr %a.at",
+        f"  store {number} %both, ptr %a.at",
         "  %i.next = add i64 %i, 1",
         "  %i.more = icmp ult i64 %i.next, %half",
         "  br i1 %i.more, label %add, label %level.end",
         "level.end:",
         "  br label %level",
         "written:",
-        "  %number = load double, ptr %x",
+        *found,
         "  %place.offset = mul i64 %k, %apart",
         "  %place = getelementptr double, ptr %output, i64 %place.offset",
         "  store double %number, ptr %place",

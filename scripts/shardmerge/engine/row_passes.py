@@ -22,6 +22,7 @@ from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
 from shardmerge.engine.torch_tiles import TOGETHER, TorchTiles, in_one_pass
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.masks import ElementSpan
+from shardmerge.methods.kernels.plain import result_of
 from shardmerge.methods.kernels.ranks import RowMasks
 from shardmerge.methods.passes import (
     Elements,
@@ -33,6 +34,8 @@ from shardmerge.methods.passes import (
     Sums,
     TorchRows,
     TorchSums,
+    end_of,
+    in_turn,
     vectors,
 )
 from shardmerge.methods.program import LANES, Reducing, Reduction
@@ -64,7 +67,8 @@ class RowPasses(CallTiles):
     def _row_finder(self, call: ex.Call, wanted: OfRows) -> FindRows:
         """Return what finds numbers of some rows: (first row, number) -> [values, rows]."""
         if isinstance(wanted, RowSteps):
-            return self._row_code(call, wanted).find
+            code = self._row_code(call, wanted)
+            return code.find if code else partial(self._in_turn, call, wanted)
         if isinstance(wanted, TorchSums):
             return self._torch_tiles(call, wanted).some
         if isinstance(wanted, TorchRows):
@@ -74,6 +78,19 @@ class RowPasses(CallTiles):
         tiles = self._tiles(call, wanted.function, kind)
         reduce = tiles.maxima if greatest else tiles.sums
         return lambda begin, count: reduce(count, length, begin)
+
+    def _in_turn(self, call: ex.Call, wanted: RowSteps, begin: int, count: int) -> np.ndarray:
+        """Return what steps find of some rows, each in a pass of its own."""
+        number = vectors(call.inputs[0].shape, wanted.axis)[0]
+        some = slice(begin, begin + count)
+
+        def found(asked: Sums | Maxima) -> np.ndarray:
+            own = self._row_finder(call, asked)(begin, count)
+            rows = np.zeros((len(own), number))
+            rows[:, some] = own
+            return rows
+
+        return result_of(wanted, end_of(in_turn(wanted), found)[:, some])
 
     def _row_code(self, call: ex.Call, wanted: RowSteps) -> RowCode | None:
         """Return the code that finds numbers of rows in steps, None if that takes passes."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property, partial
 
 import numpy as np
 
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import LANES
-from shardmerge.engine.native import compiled
+from shardmerge.engine.native import compiled, compiled_together
 from shardmerge.engine.reductions import halving, native_reduction
 from shardmerge.engine.row_calls import driver_text, last_text
 from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
@@ -114,20 +114,21 @@ class Step:
     """A step.
 
     Args:
-        reduction: Its values as steps; loads are the values of the step before.
+        reduction: Its values as steps.
         given: What the steps need besides.
         numbers: Where the numbers that it finds go, float64 [values, all rows].
+        is_last: Whether it makes them of numbers alone, which are the same for all elements.
     """
 
     reduction: Reduction
     given: Given
     numbers: np.ndarray
+    is_last: bool = False
 
     @property
     def is_whole(self) -> bool:
-        """Whether its values need nothing but elements of files, tables and the step before."""
-        given = self.given
-        return not given.loads and not given.moving and given.held == len(self.reduction.loads)
+        """Whether its values need nothing but elements of files and tables."""
+        return not self.given.loads and not self.given.moving
 
 
 def lowered_steps(
@@ -144,19 +145,18 @@ def lowered_steps(
     """
     steps: list[Step] = []
     found: Sequence[np.ndarray] = ()
-    before: Callable[[SymbolicElements], Sequence[StepValue]] = partial(_held, 0)
     for kind, function in wanted.steps:
-        values = partial(step_values, function, found, before)
-        reduction, given = lowered(kind, values)
+        reduction, given = lowered(kind, partial(step_values, function, found))
         found = np.zeros((len(reduction.values), rows))
         steps.append(Step(reduction, given, found))
-        # what is added up is kept, what is compared is little work
-        before = values if kind == "maxima" else partial(_held, len(found))
+    if wanted.result:
+
+        def result(x: SymbolicElements, numbers: Sequence[StepValue]) -> list[StepValue]:
+            return [wanted.result(x, numbers)]
+
+        values = partial(step_values, result, found)
+        steps.append(Step(*lowered("maxima", values), np.zeros((1, rows)), is_last=True))
     return steps
-
-
-def _held(number: int, x: SymbolicElements) -> list[StepValue]:
-    return [x.held() for _ in range(number)]
 
 
 class RowCode:
@@ -171,9 +171,8 @@ class RowCode:
     def __init__(self, reader: TileBuffers, steps: Sequence[Step], length: int) -> None:
         self.reader = reader
         self._steps, self._length = steps, length
-        # what a step leaves for the next, and what it is halved to
+        # what values are halved to
         most = max(len(step.reduction.values) for step in steps)
-        self._held = [np.empty((len(step.reduction.values), length)) for step in steps]
         self._left = np.empty((most, length))
         self._one = np.array(1, np.int64)
 
@@ -190,31 +189,25 @@ class RowCode:
 
     @cached_property
     def _calls(self) -> _Calls:
-        calls = [one for k, step in enumerate(self._steps) for one in self._calls_of(k, step)]
+        _compile(tuple(step.reduction for step in self._steps), self._length)
+        calls = [one for step in self._steps for one in self._calls_of(step)]
         return _Calls(calls, self._length)
 
-    def _calls_of(self, k: int, step: Step) -> list[_Call]:
+    def _calls_of(self, step: Step) -> list[_Call]:
         """Return what finds a step's numbers: its values, which are added up, to one number."""
         reduction, given, length = step.reduction, step.given, self._length
-        held = self._held[k - 1].ctypes.data
         sizes = [DTYPES[code].size for code in reduction.leaves]
-        before = [held + 8 * length * value for value in range(given.held)]
-        tables = [one.ctypes.data for one in given.tables]
-        places = [*self.reader.starts, *before, *tables]
+        places = [*self.reader.starts, *(one.ctypes.data for one in given.tables)]
         moves = [*(length * size for size in sizes), *[0] * (len(places) - len(sizes))]
         first = len(given.constants) if given.first is None else given.first
-        kept, left = len(reduction.values), self._left.ctypes.data
+        left = self._left.ctypes.data
         own = places, moves, given.constants, first, self._one
         code = native_reduction(reduction)
         if reduction.kind == "maxima":
-            calls = [_Call(code.address(1), left, length, *own)]
+            # one vector tells of numbers that are the same in all
+            calls = [_Call(code.address(1), left, LANES if step.is_last else length, *own)]
             return [*calls, self._last(step, "maxima", LANES, LANES)]
         ways, rest = halving(reduction, length)
-        if k < len(self._steps) - 1:
-            code = native_reduction(replace(reduction, kind="kept"))
-            apart = (self._held[k].ctypes.data - left) // 8
-            more = np.array([1, *(apart + length * value for value in range(kept))], np.int64)
-            own = *own[:-1], more
         calls = [_Call(code.address(ways), left, length, *own)]
         return [*calls, self._last(step, "sums", length // ways, rest)]
 
@@ -222,7 +215,8 @@ class RowCode:
         """Return what brings that which is left of rows to one number."""
         numbers = step.numbers
         more = np.array([len(numbers), stride, numbers.strides[0] // 8], np.int64)
-        function = ctypes.cast(_last_code(kind), ctypes.c_void_p).value
+        code = _last_code(kind, step.reduction.code)
+        function = ctypes.cast(code, ctypes.c_void_p).value
         left, place = [self._left.ctypes.data], numbers.ctypes.data
         return _Call(function, place, count, left, [0], (), 0, more, 8)
 
@@ -235,10 +229,20 @@ def row_groups(begin: int, count: int, length: int) -> list[tuple[int, int]]:
 
 
 @cache
+def _compile(reductions: Sequence[Reduction], length: int) -> None:
+    """Make the code of all that is called for some steps of rows of a length."""
+    texts = [driver_text()]
+    for one in reductions:
+        ways = halving(one, length)[0] if one.kind == "sums" else 1
+        texts += [native_reduction(one).text(ways), last_text(one.kind, one.code)]
+    compiled_together(texts)
+
+
+@cache
 def _driver() -> Callable[..., None]:
     return compiled(driver_text())
 
 
 @cache
-def _last_code(kind: str) -> Callable[..., None]:
-    return compiled(last_text(kind))
+def _last_code(kind: str, code: str) -> Callable[..., None]:
+    return compiled(last_text(kind, code))

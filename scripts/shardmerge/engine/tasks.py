@@ -18,6 +18,7 @@ from shardmerge.algebra.leaves import (
     is_whole,
     low_ranks,
     simplify,
+    stated_dtype,
 )
 from shardmerge.algebra.lowering import Steps, steps_for
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
@@ -122,11 +123,13 @@ def needs_torch(tasks: Sequence[TensorTask], device: str = "cpu") -> bool:
         device: Where is computed: native code is for ``cpu`` alone.
     """
     others = ("copy", "native") if device == "cpu" else ("copy",)
-
-    def by_torch(call: ex.Call, numerics: Numerics) -> bool:
-        return passes_use_torch(call.method, numerics) or chooses(call, numerics)
-
     return any(
-        task.kind not in others or any(by_torch(call, task.numerics) for call in task.calls)
+        task.kind not in others or any(call_needs_torch(call, task.numerics) for call in task.calls)
         for task in tasks
     )
+
+
+def call_needs_torch(call: ex.Call, numerics: Numerics) -> bool:
+    """Whether the passes of a call in passes import torch, where there is native code."""
+    dtype = stated_dtype(call.inputs[0])
+    return passes_use_torch(call.method, numerics, dtype) or chooses(call, numerics)

@@ -51,8 +51,8 @@ class TileBuffers:
         most: int = _AHEAD,
     ) -> None:
         self._locations, self._files, self._sizes, self._most = locations, files, sizes, most
-        # of the last elements whole vectors can be read
-        self._buffers = [np.zeros((most + LANES) * size, np.uint8) for size in sizes]
+        # of the last elements whole vectors can be read, whatever follows them
+        self._buffers = [np.empty((most + LANES) * size, np.uint8) for size in sizes]
         self.starts = [buffer.ctypes.data for buffer in self._buffers]
         self._begin = self._end = self.until = 0
 

@@ -111,7 +111,7 @@ class ReducedTiles:
             if last:
                 done.append(parts[0] if len(parts) == 1 else together(np.stack(parts, axis=-1)))
                 parts = []
-        return np.concatenate(done, axis=1)
+        return np.concatenate(done, axis=1).astype(np.float64, copy=False)
 
     def _row_sums(self, first: int, count: int, rows: int) -> np.ndarray:
         found = self._run(first, count, partial(self._code.sums, rows))

@@ -10,10 +10,9 @@ Manual for the Elementary Functions"); the polynomials are Chebyshev interpolant
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from shardmerge.methods.passes import RAISED, Elements, ElementValue
+from shardmerge.methods.passes import RAISED, RAISED_SINGLE, Elements, ElementValue
 
 _LOG2_E = 1.4426950408889634
 #: ln 2 in two parts; the first times any exponent is exact.
@@ -33,12 +32,18 @@ _EXP = (
     *(2.4801521295954376e-05, 0.00019841269863053618, 0.0013888888917213717),
     *(0.008333333333330062, 0.04166666666662413, 0.16666666666666669, 0.5000000000000001),
 )
-#: 2**f, |f| <= 1/2, within 2**-34.
+# Of float32: numbers that it has.
+#: 2**f, |f| <= 1/2, within 2**-23.
 _TWO_TO = (
-    *(1.5303700711365693e-05, 0.00015469729214118296, 0.0013333478473685416),
-    *(0.009618025613318034, 0.055504109063258665, 0.24022651213498092),
-    *(0.6931471805568324, 0.9999999999595618),
+    *(0.0013390863314270973, 0.009676031768321991, 0.055503569543361664),
+    *(0.2402210682630539, 0.6931471824645996, 1.0000001192092896),
 )
+#: (exp(-r) - 1 + r) / r**2, |r| < ln(2) / 2, within 2**-22.
+_EXCESS = (
+    *(0.0013926182873547077, -0.008363178931176662, 0.041666556149721146),
+    *(-0.16666576266288757, 0.5),
+)
+_LOG2_E_SINGLE, _LN_2_SINGLE = 1.4426950216293335, 0.6931471824645996
 
 
 def log(x: Elements, value: ElementValue) -> ElementValue:
@@ -67,18 +72,49 @@ def exp(x: Elements, value: ElementValue, *, inside: bool = False) -> ElementVal
     return series * x.power_of_two(raised)
 
 
-def near_exp(x: Elements, value: ElementValue) -> ElementValue:
-    """Return the exponentials of float64 numbers within 2**-34 of them.
+def rest_of_log(value: ElementValue) -> ElementValue:
+    """Return x - log(1 + x), at least as many bits of it as x has, for x from -1/4 to 1/3.
 
-    It takes three quarters of the time, for what is a weight and in the end rounded to float32.
+    Args:
+        value: Numbers, in float64.
+    """
+    s = value / (value + 2.0)  # log(1 + x) = 2 atanh(s), and 2 s = x - x**2 / (x + 2)
+    square = s * s
+    return value * s - polynomial(square, _ATANH) * square * (s + s)
+
+
+def exp_single(x: Elements, value: ElementValue) -> ElementValue:
+    """Return the exponentials of float32 numbers from -87 to 88, or NaN, within 2**-21 of them.
+
+    That is so up to 4. Beyond it the number's own last bit counts for more: the bound is
+    (2 + |x|) * 2**-23.
 
     Args:
         x: Elements.
-        value: The numbers, no more than 709, or NaN; for those below -709 it is 0.
+        value: The numbers.
     """
-    scaled = value.clamp(_EXP_RANGE[0], math.inf) * _LOG2_E
-    raised = scaled + RAISED
-    return polynomial(scaled - (raised - RAISED), _TWO_TO) * x.power_of_two(raised)
+    scaled = value * _LOG2_E_SINGLE
+    raised = scaled + RAISED_SINGLE
+    return polynomial(scaled - (raised - RAISED_SINGLE), _TWO_TO) * x.power_of_two(raised)
+
+
+def falling(x: Elements, value: ElementValue) -> tuple[ElementValue, ElementValue]:
+    """Return exp(-x), and exp(-x) - 1 + x, of float32 numbers from -87 to 87, or NaN.
+
+    The second is never below 0, and is right within 2**-19 however near to 0 the numbers are.
+
+    Args:
+        x: Elements.
+        value: The numbers.
+    """
+    raised = value * -_LOG2_E_SINGLE + RAISED_SINGLE
+    power = x.power_of_two(raised)
+    rest = value + (raised - RAISED_SINGLE) * _LN_2_SINGLE
+    scaled = power * rest
+    curved = polynomial(rest, _EXCESS) * rest * scaled
+    # 0 where the power is 1
+    straight = (power - 1.0) + (value - scaled)
+    return curved + (power - scaled), curved + straight
 
 
 def polynomial(x: ElementValue, coefficients: Sequence[float]) -> ElementValue:

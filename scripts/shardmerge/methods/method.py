@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,7 +41,8 @@ class Rendering:
         passes: Begins the passes that the kernel executes, where it is so declared: nothing need
             be held whole then. In mergekit numerics they have the bits of the kernel.
         fits: Whether they are known for a group; else the kernel gets whole tensors.
-        by_torch: The passes themselves import torch, wherever elements are made.
+        by_torch: Types of inputs of which the passes themselves import torch, wherever elements are
+            made.
         chooses: Whether they ask for a ``TorchChoice`` for a group, if ever: a number of each
             element is held then, and a bit, and torch is imported.
     """
@@ -53,7 +54,7 @@ class Rendering:
     skips_zeros: bool = False
     passes: BeginPasses | None = None
     fits: PassesFit | None = None
-    by_torch: bool = False
+    by_torch: Collection[str] = ()
     chooses: PassesFit | None = None
 
 
@@ -131,14 +132,14 @@ class MergeMethod:
         self,
         fits: PassesFit | None = None,
         *,
-        by_torch: bool = False,
+        by_torch: Collection[str] = (),
         chooses: PassesFit | None = None,
     ) -> Callable[[BeginPasses], BeginPasses]:
         """Attach the decorated function: passes with the bits of the mergekit kernel.
 
         Args:
             fits: Whether they are known for a group (see ``Rendering``).
-            by_torch: Whether they import torch.
+            by_torch: Types of inputs of which they import torch.
             chooses: Whether they choose by torch's order (see ``Rendering``).
         """
 

@@ -40,7 +40,7 @@ class Elements(Protocol):
         """Return a wider value rounded to the inputs' type."""
 
     def single(self, value: ElementValue) -> ElementValue:
-        """Return a narrower value as float32."""
+        """Return a value as float32, rounded if it is wider."""
 
     def inside(self, value: ElementValue, band: KeyBand) -> ElementValue:
         """Return the mask of elements whose values, none below 0, have ranks in a band.
@@ -67,7 +67,10 @@ class Elements(Protocol):
         """Return positive, finite, normal float64 numbers scaled to [sqrt(1/2), sqrt(2))."""
 
     def power_of_two(self, value: ElementValue) -> ElementValue:
-        """Return 2**k for float64 of k + ``RAISED``; for -1023 it is 0, for 1024 infinite."""
+        """Return 2**k for float64 of k + ``RAISED``; for -1023 it is 0, for 1024 infinite.
+
+        Of float32 it is k + ``RAISED_SINGLE``, from -127 to 128.
+        """
 
 
 #: Returns for consecutive elements, (first, count), whether each is chosen: as bits, uint8, the
@@ -81,6 +84,9 @@ Places = Callable[[], "np.ndarray"]
 ROOT_OF_HALF, MANTISSA, BIAS = 0x3FE6A09E667F3BCD, 52, 1023
 #: Added to a number below 2**51 it leaves the nearest integer: in the last bits, and without it.
 RAISED = 1.5 * 2.0**MANTISSA
+#: The same of float32.
+SINGLE_MANTISSA, SINGLE_BIAS = 23, 127
+RAISED_SINGLE = 1.5 * 2.0**SINGLE_MANTISSA
 #: The greatest key of a float32.
 GREATEST_KEY = (1 << 31) - 1
 #: The vectors that a tensor is made of: itself, those along its last dimension, or its first.
@@ -158,27 +164,30 @@ class Maxima:
     axis: Axis = "all"
 
 
-#: Returns float64 values of each element: (elements, the numbers that the step before found of
-#: their rows, the values of that step); of the first step both are empty.
-RowStep = Callable[
-    [Elements, Sequence[ElementValue], Sequence[ElementValue]], Sequence[ElementValue]
-]
+#: Returns values of each element: (elements, the numbers, float64, that the step before found of
+#: their rows; of the first step there are none).
+RowStep = Callable[[Elements, Sequence[ElementValue]], Sequence[ElementValue]]
+#: Returns a number of rows: (what has the functions of elements, numbers of the same rows).
+RowResult = Callable[[Elements, Sequence[ElementValue]], ElementValue]
 
 
 @dataclass(frozen=True)
 class RowSteps:
     """Asks for numbers of rows that need other numbers of the same rows, found in steps.
 
-    The answer is what the last step finds, float64 [values, vectors]. The steps of a row may
-    follow each other before the next row is looked at.
+    The answer is what the last step finds, float64 [values, vectors], or what is made of that. The
+    steps of a row may follow each other before the next row is looked at.
 
     Args:
-        steps: What each finds of a row's values, and the function of elements that returns them.
+        steps: What each finds of a row's values, and the function of elements that returns them:
+            float64, or where they are added up float32, whose sums are made in float32.
         axis: Of the rows.
+        result: Makes one number of those that the last step finds of a row, all float64.
     """
 
     steps: tuple[tuple[Literal["sums", "maxima"], RowStep], ...]
     axis: Axis = "last"
+    result: RowResult | None = None
 
 
 @dataclass(frozen=True)
@@ -413,14 +422,14 @@ def end_of(passes: Passes, answer: Callable[[Wanted], Any]) -> Map:
 
 
 def in_turn(wanted: RowSteps) -> Generator[Wanted, Any, np.ndarray]:
-    """Ask for the numbers of each step in a pass of its own; return those of the last."""
+    """Ask for the numbers of each step in a pass of its own; return those of the last.
+
+    What the request makes of them is not made.
+    """
     found: Sequence[np.ndarray] = ()
 
-    def values(x: Elements) -> Sequence[ElementValue]:
-        return ()
-
     for kind, function in wanted.steps:
-        values = partial(step_values, function, found, values)
+        values = partial(step_values, function, found)
         found = yield (Sums if kind == "sums" else Maxima)(values, wanted.axis)
     return found
 
@@ -434,21 +443,16 @@ def rows_first(wanted: RowStatistics) -> Generator[Wanted, Any, tuple[np.ndarray
 
 
 def step_values(
-    function: RowStep,
-    found: Sequence[np.ndarray],
-    before: Callable[[Elements], Sequence[ElementValue]],
-    x: Elements,
+    function: RowStep, found: Sequence[np.ndarray], x: Elements
 ) -> Sequence[ElementValue]:
     """Return a step's values.
 
     Args:
         function: Of the step.
         found: Numbers of all rows that the step before found.
-        before: Returns that step's values.
         x: The elements.
     """
-    numbers = [x.along(row, "last", wide=True) for row in found]
-    return function(x, numbers, before(x))
+    return function(x, [x.along(row, "last", wide=True) for row in found])
 
 
 def vectors(shape: Sequence[int], axis: Axis) -> tuple[int, int]:

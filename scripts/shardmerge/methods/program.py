@@ -48,10 +48,10 @@ class Program:
             ``full F32``, ``full F64``, ``full U32`` (constant), ``load`` (number of a load),
             ``times``, ``over``, ``gt``, ``ge``, ``lt``, ``eq``, ``ne``, ``and`` (two values),
             ``abs``, ``wide`` (to float64), ``single`` (to float32), ``key`` (the bits of a
-            magnitude), ``exponent``, ``mantissa``, ``power`` (of float64, see
-            ``passes.Elements``), ``select`` (mask, two values), ``at least``, ``at most`` (two
-            keys), ``row`` (number of a table, constants: the
-            index of the first element, the elements of a row).
+            magnitude), ``exponent``, ``mantissa`` (of float64), ``power`` (of float64 or float32,
+            see ``passes.Elements``), ``select`` (mask, two values), ``at least``, ``at most`` (two
+            keys), ``row`` (number of a table, constants: the index of the first element, the
+            elements of a row).
         result: The value that is written.
         output: Code of the type that it is written in, rounded once.
         measured: Values of which the sum of squares is wanted.
@@ -71,7 +71,6 @@ class Program:
 #: How values are reduced.
 Reducing = Literal[
     "sums",
-    "kept",
     "maxima",
     "counts",
     "keys",
@@ -95,11 +94,11 @@ class Reduction:
 
     Args:
         leaves, steps, loads, tables: As of a ``Program``.
-        kind: ``sums`` or ``maxima`` of float64 values, sums of values that are ``kept`` as well,
-            ``counts`` of masks, where ``keys`` lie,
-            those that are ``caught`` in brackets, or their ``bits`` as they are; see also
-            ``IN_TORCH_ORDER``.
+        kind: ``sums`` of float64 or float32 values, ``maxima`` of float64 values, ``counts`` of
+            masks, where ``keys`` lie, those that are ``caught`` in brackets, or their ``bits`` as
+            they are; see also ``IN_TORCH_ORDER``.
         values: What is reduced.
+        code: Of the type that ``sums`` are made in, which their values have.
     """
 
     leaves: tuple[str, ...]
@@ -108,6 +107,7 @@ class Reduction:
     kind: Reducing
     values: tuple[int, ...]
     tables: tuple[str, ...] = ()
+    code: str = "F64"
 
 
 @dataclass

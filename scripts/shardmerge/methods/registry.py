@@ -247,9 +247,14 @@ def passes_fit(name: str, numerics: Numerics) -> PassesFit | None:
     return _rendering(name, numerics).fits
 
 
-def passes_use_torch(name: str, numerics: Numerics) -> bool:
-    """Whether a method's passes import torch even where native code makes the elements."""
-    return _rendering(name, numerics).by_torch
+def passes_use_torch(name: str, numerics: Numerics, dtype: str) -> bool:
+    """Whether a method's passes import torch even where native code makes the elements.
+
+    Args:
+        name, numerics: As of ``kernel_of``.
+        dtype: Code of the inputs' type.
+    """
+    return dtype in _rendering(name, numerics).by_torch
 
 
 def passes_choose(name: str, numerics: Numerics) -> PassesFit | None:

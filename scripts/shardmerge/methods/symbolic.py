@@ -161,7 +161,6 @@ class Given:
         tables: Numbers of all rows.
         first: Number of the constant that is the index of the first element, None without tables.
         lengths: Numbers of the constants that are lengths of rows.
-        held: How many leaves are values of float64 that lie in memory.
     """
 
     constants: list[float]
@@ -170,7 +169,6 @@ class Given:
     tables: list[np.ndarray] = field(default_factory=list)
     first: int | None = None
     lengths: dict[int, int] = field(default_factory=dict)
-    held: int = 0
 
     def pieces(self, first: int, count: int) -> Iterator[tuple[int, int, list[float]]]:
         """Yield (first element, number, constants) of parts of which constants are the same.
@@ -234,7 +232,7 @@ class SymbolicElements:
         return self.where(mask, 1.0, 0.0)
 
     def rounded(self, value: StepValue) -> StepValue:
-        value = value._step("single", dtype="F32") if value.dtype == "F64" else value
+        value = self.single(value) if value.dtype == "F64" else value
         if not self.writer.narrow:
             return value
         return StepValue(self.writer, self.writer.round(value.number, self._dtype))
@@ -250,6 +248,8 @@ class SymbolicElements:
         return masks[0] & masks[1]
 
     def single(self, value: StepValue) -> StepValue:
+        if value.dtype == "F64":
+            return value._step("single", dtype="F32")
         return value if value.dtype == "F32" else value._step("round F32", dtype="F32")
 
     def chosen(self, mask: Masks) -> StepValue:
@@ -257,11 +257,6 @@ class SymbolicElements:
         value = self.writer.load("BIT")
         self.writer.dtypes[value] = "BOOL"
         return StepValue(self.writer, value)
-
-    def held(self) -> StepValue:
-        """Return a value that steps before left in memory."""
-        self.given.held += 1
-        return StepValue(self.writer, self.writer.load("F64"))
 
     def _bits(self, number: int) -> StepValue:
         return StepValue(self.writer, self.writer.full(number, "U32"))
@@ -304,7 +299,7 @@ class SymbolicElements:
         return value._step("mantissa", dtype="F64")
 
     def power_of_two(self, value: StepValue) -> StepValue:
-        return value._step("power", dtype="F64")
+        return value._step("power", dtype="F64" if value.dtype == "F64" else "F32")
 
 
 def _along(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,15 +15,18 @@ import torch
 from helpers import engine_cases, kernel_cases
 from helpers.engine_cases import Models, call_of
 from helpers.told_shard import Told
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra import rows
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import MERGEKIT
-from shardmerge.check import kernels, recorded
+from shardmerge.check import kernels, recompute, recorded
 from shardmerge.check.recorded import _numbers
 from shardmerge.check.shard import check_shard
 from shardmerge.engine import native
 from shardmerge.engine.call_tiles import to_text
 from shardmerge.engine.torch_tiles import TorchTiles
+from shardmerge.methods.passes import GREATEST_KEY
 from shardmerge.methods.program import torch_order_is_known
 from shardmerge.methods.registry import methods
 
@@ -206,11 +210,43 @@ class TestChoices:
         data[0] ^= 64
         self.refused(one, name, [low, high, base64.b64encode(data).decode()], "choices")
 
+    def test_of_these_tensors_each_element_tells_of_thresholds(
+        self, one: Built, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        """Even where counts of tiles say nothing: another number of elements is chosen."""
+        monkeypatch.setattr(recorded, "is_looked_at_whole", lambda name: True)
+        monkeypatch.setattr(recorded.RecordedPasses, "_are_there", lambda *_: True)
+        monkeypatch.setattr(recorded, "open_bits", lambda *_: mock.ANY)
+        low, high, text = one[2][name][0][self.place(one[2][name][0])][0]
+        check(one)
+        for step in (1 << 16, -(1 << 16)):
+            row = [low + step, min(high + step, GREATEST_KEY), text]
+            self.refused(one, name, row, "choices")
+
     def test_only_few_are_made_again(
         self, one: Built, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
         monkeypatch.setattr(recorded.RecordedPasses, "_choose", lambda *_: pytest.fail("chosen"))
         check(one)
+
+
+@pytest.mark.parametrize("order", [[7, 3, rows.ZERO, 3, 39], [rows.ZERO] * 3])
+def test_rows_of_a_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: list[int]
+) -> None:
+    """They are made by numpy, and a fault of one of them is found."""
+    group = kernel_cases.ordinary("nuslerp", (40, 64), 2, torch.float16)
+    models = Models(tmp_path, {f"m{i}": {"w": one} for i, one in enumerate(group.tensors)})
+    call = call_of("nuslerp", group, [models.source(f"m{i}") for i in range(len(group.tensors))])
+    taken = ex.Rows(call, rows.format_rows(order))
+    built = recorded_of(models, models.spec({"w": ("F16", taken)}, numerics=MERGEKIT))
+    monkeypatch.setattr(recompute, "Stated", None)
+    assert check(built)["elements"] == len(order) * 64
+    made = models.load()["w"]
+    made[-1, -1] += 1
+    other = engine_cases.write_file(tmp_path / "other.safetensors", {"w": made})
+    with pytest.raises(UserError):
+        check((*built[:3], other))
 
 
 @pytest.fixture(scope="module")

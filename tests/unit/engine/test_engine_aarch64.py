@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from shardmerge.engine import (
     row_steps,
 )
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.passes import RAISED
+from shardmerge.methods.passes import RAISED, RAISED_SINGLE
 from shardmerge.methods.program import Program, Reduction
 
 TRIPLE = "aarch64-unknown-linux-gnu"
@@ -49,7 +50,8 @@ WIDE = (
     *(("mantissa", (6,)), ("times", (7, 8)), ("full F64", (5,)), ("add", (7, 10))),
     *(("power", (11,)), ("over", (9, 12))),
 )
-CONSTANTS = (0.3, 1.7, 0x3C000000, 0.0, 1.0, RAISED)
+CONSTANTS = (0.3, 1.7, 0x3C000000, 0.0, 1.0, RAISED, RAISED_SINGLE)
+POWERS = (("full F32", (6,)), ("add", (2, 3)), ("power", (4,)), ("times", (5, 0)))
 MASKS = (("gt", (0, 1)), ("lt", (2, 1)))
 KEYS = (("sub", (0, 1)), ("key", (3,)))
 MASKED = Program(LEAVES[:2], (("load", (0,)), ("select", (2, 0, 1))), 3, "F16", (), loads=("BIT",))
@@ -63,9 +65,13 @@ def reduction(kind: str, steps: tuple, *values: int) -> Reduction:
 CASES: dict[str, tuple[Callable[[], str], int]] = {
     "map": (lambda: native.assembly(Program(LEAVES, VALUES, 24, "BF16", (6, 4))), 2 * COUNT),
     "half": (lambda: native.assembly(Program(LEAVES, VALUES[:6], 7, "F16", ())), 2 * COUNT),
+    "powers": (lambda: native.assembly(Program(LEAVES, POWERS, 6, "F32", ())), 4 * COUNT),
     "sums": (lambda: reductions._text(reduction("sums", WIDE, 4, 13), 1), 16 * COUNT),
     "halved": (lambda: reductions._text(reduction("sums", WIDE, 13), 8), COUNT),
-    "kept": (lambda: reductions._text(reduction("kept", WIDE, 13), 4), 10 * COUNT),
+    "single": (
+        lambda: reductions._text(replace(reduction("sums", VALUES, 24, 9), code="F32"), 4),
+        2 * COUNT,
+    ),
     "counts": (lambda: reductions._text(reduction("counts", MASKS, 3, 4), 1), 8 * 32),
     "maxima": (lambda: reductions._text(reduction("maxima", WIDE, 4, 13), 1), 16 * 32),
     "keys": (lambda: reductions._text(reduction("keys", KEYS, 4), 1), 4 * ((1 << 18) + 32)),
@@ -74,6 +80,7 @@ CASES: dict[str, tuple[Callable[[], str], int]] = {
         4 * (64 + 4 * BLOCK + 2 * BLOCK // 32),
     ),
     "last sums": (lambda: row_calls.last_text("sums"), 16),
+    "last single sums": (lambda: row_calls.last_text("sums", "F32"), 16),
     "last maxima": (lambda: row_calls.last_text("maxima"), 16),
     "rows": (lambda: reductions._text(reduction("rows", VALUES[:4], 6, 3), 16), COUNT // 2),
     "pairs": (lambda: reductions._text(reduction("pairs", VALUES[:2], 4), 16), COUNT // 8),
@@ -148,10 +155,12 @@ def test_code_is_made_of_every_method(tmp_path: Path, monkeypatch: pytest.Monkey
 
 #: Bytes behind what a function may write, by one vector more.
 BEHIND = 1 << 16
+#: What brings values to one number.
+LAST = ("last sums", "last single sums", "last maxima")
 #: What outputs hold, if not integers: any two NaNs are the same.
 FLOATS = {"half": "<f2", "sums": "<f8", "halved": "<f8", "rows": "<f4", "pairs": "<f4"}
-FLOATS |= {"lanes": "<f4", "numbers": "<f4", "maxima": "<f8", "kept": "<f8"}
-FLOATS |= {"last sums": "<f8", "last maxima": "<f8"}
+FLOATS |= {"lanes": "<f4", "numbers": "<f4", "maxima": "<f8", "single": "<f4"}
+FLOATS |= dict.fromkeys(LAST, "<f8")
 #: Those whose elements do not all go into few sums get infinities and NaNs too.
 ANY = ("map", "half", "sums", "counts", "maxima", "keys", "caught")
 
@@ -159,11 +168,10 @@ ANY = ("map", "half", "sums", "counts", "maxima", "keys", "caught")
 IN_ROWS = ("ranks", "quick", "choice", "told")
 #: Rows, and buckets or how often parts fall apart.
 MORE: dict[str, np.ndarray] = {"keys": np.array([0x3B000000, 10, 1 << 14, 0], "<i4")}
-MORE["kept"] = np.array([1, COUNT // 4], "<i8")
 MORE |= dict.fromkeys(("lanes", "numbers"), np.array([COUNT // 4, 1], "<i8"))
 MORE["caught"] = np.array([0, 0x3C000000, 1 << 22, 0, 0x3D000000, 1 << 23], "<i8")
 MORE |= dict.fromkeys(IN_ROWS, np.array([4, 256], "<i8"))
-MORE |= dict.fromkeys(("last sums", "last maxima"), np.array([2, 1000, 1], "<i8"))
+MORE |= dict.fromkeys(LAST, np.array([2, 1000, 1], "<i8"))
 
 #: Those that work on numbers of elements that are chosen, and the key of those at a boundary.
 CHOOSING, KEY = ("told numbers", "parts", "chosen"), 0x3C000000
@@ -253,7 +261,7 @@ def test_same_bits_by_an_emulator(tmp_path: Path, name: str, processor: str) -> 
     more = np.zeros(4096, "u1")
     own = MORE.get(name, np.array([1], "<i8")).view("u1")
     more[: len(own)] = own
-    count = {"states": 64, "stream": 56, "last sums": 999, "last maxima": 999}
+    count = {"states": 64, "stream": 56, **dict.fromkeys(LAST, 999)}
     count["counted stops"] = COUNT // 64
     count = COUNT // 4 if name in IN_ROWS else count.get(name, COUNT)
     (tmp_path / "code.o").write_bytes(machine(processor).emit_object(parsed(make())))

@@ -158,15 +158,37 @@ class TestFunctions:
         inside = elementary.exp(TorchElements([x], x.shape, 0), x, inside=True)
         assert cases.differing(inside, self.value("exp", x)) == 0
 
-    def test_near_exponentials(self) -> None:
-        x = torch.linspace(-708.0, 708.0, self.COUNT, dtype=torch.float64)
-        near = elementary.near_exp(TorchElements([x], x.shape, 0), x)
-        assert ((near / x.exp() - 1).abs() < 2**-34).all()
-        ends = torch.tensor([-1e300, -torch.inf, torch.nan, 0.0], dtype=torch.float64)
-        low, lowest, nan, one = elementary.near_exp(TorchElements([ends], (4,), 0), ends).tolist()
-        assert (low, lowest) == (0.0, 0.0)
-        assert nan != nan
-        assert abs(one - 1) < 2**-34
+    def test_exponentials_of_float32(self) -> None:
+        x = torch.linspace(-87.0, 88.0, self.COUNT)
+        near = elementary.exp_single(TorchElements([x], x.shape, 0), x)
+        error = (near.double() / x.double().exp() - 1).abs()
+        assert near.dtype == torch.float32
+        assert (error < (2 + x.abs()) * 2**-23).all()
+        nan = torch.tensor([torch.nan])
+        assert elementary.exp_single(TorchElements([nan], (1,), 0), nan).isnan().all()
+
+    @pytest.mark.parametrize("most", [1e-6, 1e-3, 0.3, 1.0, 87.0])
+    def test_falling_exponentials_near_0(self, most: float) -> None:
+        x = torch.linspace(-most, most, 2002)
+        ratio, excess = elementary.falling(TorchElements([x], x.shape, 0), x)
+        bound = 2.0**-19 if most <= 1 else 2.0**-17
+        with mpmath.workprec(200):
+            for one, *found in zip(x.tolist(), ratio.tolist(), excess.tolist(), strict=True):
+                exact = mpmath.exp(-one), mpmath.exp(-one) - 1 + one
+                errors = [abs(a / b - 1) for a, b in zip(found, exact, strict=True)]
+                assert max(errors) < bound
+        zero = torch.zeros(1)
+        ends = elementary.falling(TorchElements([zero], (1,), 0), zero)
+        assert [end.item() for end in ends] == [pytest.approx(1, abs=2**-22), 0.0]
+
+    def test_rest_of_logarithms(self) -> None:
+        x = torch.linspace(-0.25, 1 / 3, 1000, dtype=torch.float64).numpy()
+        x[::3] **= 9
+        with mpmath.workprec(300):
+            exact = [value - mpmath.log1p(value) for value in x.tolist()]
+            found = elementary.rest_of_log(x).tolist()
+            errors = [abs(a / b - 1) for a, b in zip(found, exact, strict=True) if b]
+        assert max(errors) < 2**-45
 
     def test_limits(self) -> None:
         nan, inf = float("nan"), float("inf")

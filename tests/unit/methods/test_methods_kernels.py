@@ -299,7 +299,7 @@ class TestBlending:
         result = merged(group, "arcee_fusion")
         taken = result == model
         assert torch.equal(torch.where(taken, model, base), result)
-        p, q = (t.double().softmax(dim=-1) + 1e-8 for t in (model, base))
+        p, q = (t.double().softmax(dim=-1) for t in (model, base))
         importance = (model - base).abs().double() * (p * (p / q).log()).sum(-1, keepdim=True)
         ordered = importance.reshape(-1).sort().values
         lower, median, upper = (ordered[int(q * 4799)] for q in (0.25, 0.5, 0.75))

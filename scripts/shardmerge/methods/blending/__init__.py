@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shardmerge.methods.program import TYPES
 from shardmerge.methods.registry import (
     Group,
     Inputs,
@@ -63,7 +64,7 @@ def _mergekit_nearswap_passes(group: Group) -> Passes:
     title="Arcee Fusion",
     reference="https://arcee.ai",
     inputs=Inputs(base="required", minimum=2, maximum=2, if_single="copied"),
-    version=3,
+    version=4,
     passes=True,
     workspace=Workspace(blocks=40.0),
 )
@@ -72,7 +73,9 @@ def arcee_fusion(group: Group) -> Passes:
 
     An element's importance is ``|x - base|`` times the Kullback-Leibler divergence of the
     softmaxes of its rows. Elements with at least ``median + 1.5 * (Q3 - Q1)`` are taken. The
-    quartiles are exact at any size (mergekit samples a million elements of a larger tensor).
+    quartiles are exact at any size (mergekit samples a million elements of a larger tensor). No
+    probability is raised (mergekit adds 1e-8 to each): a number that is more than 80 below the
+    greatest of its row counts as 80 below it.
     """
     from shardmerge.methods.blending import passes
 
@@ -86,7 +89,7 @@ def _mergekit_arcee_fusion(group: Group) -> torch.Tensor:
     return mergekit.arcee_fusion(group)
 
 
-@arcee_fusion.mergekit_passes(by_torch=True)
+@arcee_fusion.mergekit_passes(by_torch=TYPES)
 def _mergekit_arcee_fusion_passes(group: Group) -> Passes:
     from shardmerge.methods.blending import mergekit_passes
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from shardmerge.base.numerics import sum_in_order
 from shardmerge.methods.contract import Group
-from shardmerge.methods.elementary import exp, log, near_exp
+from shardmerge.methods.elementary import exp, exp_single, falling, log, rest_of_log
 from shardmerge.methods.passes import (
+    RAISED_SINGLE,
     Elements,
     ElementValue,
     Passes,
@@ -19,7 +20,11 @@ from shardmerge.methods.passes import (
 )
 
 _SMALLEST_DISTANCE = 1e-6
-_SMALLEST_PROBABILITY = 1e-8
+#: A logit that is further below the greatest of its row counts as if it were not: its probability
+#: is less than what float32 holds of the others. (mergekit adds 1e-8 to each probability.)
+_LEAST_LOGIT = -80.0
+#: Where ``rest_of_log`` is right.
+_NEAR = (-0.25, 0.33)
 #: The smallest normal number of float64.
 _SMALLEST_RATIO = 2.0**-1022
 
@@ -65,7 +70,7 @@ def arcee_fusion(group: Group) -> Passes:
 
     last = group.count - 1
     ranks = tuple(int(quantile * last) for quantile in (0.25, 0.5, 0.75))
-    wanted = RowStatistics(_divergence([index, base]), _not_negative, importance, ranks)
+    wanted = RowStatistics(_divergence(index, base), _not_negative, importance, ranks)
     divergence, (lower, median, upper) = yield wanted
     threshold = median + 1.5 * (upper - lower)
 
@@ -79,24 +84,40 @@ def _not_negative(divergence: np.ndarray) -> np.ndarray:
     return np.maximum(divergence[0], 0)
 
 
-def _divergence(pair: Sequence[int]) -> RowSteps:
-    """Ask for the Kullback-Leibler divergences of the softmaxes of two inputs' rows."""
+def _divergence(first: int, second: int) -> RowSteps:
+    """Ask for the Kullback-Leibler divergences of the softmaxes of two inputs' rows.
+
+    With the softmaxes P and Q of two rows and t = a - b, the difference of their logits, the
+    divergence of Q from P is ``E[t] + log E[exp(-t)]``, where E is the mean by P. If t is small
+    these two nearly cancel. So ``E[exp(-t) - 1 + t]`` is found too, whose terms are never below 0:
+    that float32 rounds them, and the probabilities, changes the divergence by about as much.
+    """
     Values = Sequence[ElementValue]
 
-    def wide(x: Elements, *_: Values) -> Values:
-        return [x[i].double() for i in pair]
+    def wide(x: Elements, _: Values) -> Values:
+        return [x[i].double() for i in (first, second)]
 
-    def exponentials(x: Elements, greatest: Values, values: Values) -> Values:
-        pairs = zip(values, greatest, strict=True)
-        return [near_exp(x, value - peak) for value, peak in pairs]
+    def parts(x: Elements, greatest: Values) -> Values:
+        top, other = map(x.rounded, greatest)
+        # 0 if the greatest logits are near each other: then t is exact
+        apart = (x.single(other - top) + RAISED_SINGLE) - RAISED_SINGLE
+        logits = []
+        for i, one in ((first, top), (second, top + apart)):
+            least = one + _LEAST_LOGIT
+            logits.append(x.where(x[i] < least, least, x[i]))
+        weight = exp_single(x, x.single(logits[0] - top))
+        difference = x.single(logits[0] - logits[1] + apart).clamp(_LEAST_LOGIT, -_LEAST_LOGIT)
+        ratio, excess = falling(x, difference)
+        return weight, weight * ratio, weight * difference, weight * excess
 
-    def terms(x: Elements, totals: Values, values: Values) -> Values:
-        inverses = [x.full(1.0).double() / total for total in totals]
-        pairs = zip(values, inverses, strict=True)
-        p, q = (value * inverse + _SMALLEST_PROBABILITY for value, inverse in pairs)
-        return [log(x, p / q) * p]
+    def divergence(x: Elements, sums: Values) -> ElementValue:
+        total, other, difference, excess = sums
+        mean, excess = difference / total, excess / total
+        near = excess - mean  # E[exp(-t)] - 1
+        is_near = (near > _NEAR[0]) & (near < _NEAR[1])
+        return x.where(is_near, excess - rest_of_log(near), log(x, other / total) + mean)
 
-    return RowSteps((("maxima", wide), ("sums", exponentials), ("sums", terms)))
+    return RowSteps((("maxima", wide), ("sums", parts)), result=divergence)
 
 
 def geometric_task_arithmetic(group: Group) -> Passes:

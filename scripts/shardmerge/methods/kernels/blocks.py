@@ -47,12 +47,12 @@ def row_sums(function: Tiles, rows: int, columns: int, step: int = BLOCK) -> tor
     """Return the sums over the rows of matrices that are computed tile by tile.
 
     Args:
-        function: Yields k fresh float64 tiles, one for each matrix.
+        function: Yields k fresh tiles, one for each matrix, of float64 or what sums are made in.
         rows, columns: Shape of each matrix; both at least 1.
         step: Elements of a tile at most, a multiple of BLOCK; it changes no bit.
 
     Returns:
-        float64 tensor [k, rows] on the CPU.
+        Tensor [k, rows] on the CPU, of that type.
     """
     done: list[torch.Tensor] = []
     parts: list[torch.Tensor] = []

@@ -31,6 +31,7 @@ from shardmerge.methods.kernels.masks import (
 )
 from shardmerge.methods.kernels.mersenne import Mersenne
 from shardmerge.methods.kernels.places import PickedValues
+from shardmerge.methods.kernels.plain import result_of
 from shardmerge.methods.kernels.ranks import RowMasks, choice_by, ranks_along
 from shardmerge.methods.kernels.rng import uniform
 from shardmerge.methods.kernels.selection import key_values, sort_keys
@@ -40,6 +41,8 @@ from shardmerge.methods.passes import (
     BIAS,
     MANTISSA,
     ROOT_OF_HALF,
+    SINGLE_BIAS,
+    SINGLE_MANTISSA,
     Axis,
     Bands,
     Chances,
@@ -155,6 +158,8 @@ class TorchElements:
         return bits.view(torch.float64)
 
     def power_of_two(self, value: torch.Tensor) -> torch.Tensor:
+        if value.dtype == torch.float32:
+            return ((value.view(torch.int32) + SINGLE_BIAS) << SINGLE_MANTISSA).view(torch.float32)
         return ((value.view(torch.int64) + BIAS) << MANTISSA).view(torch.float64)
 
     def along(self, values: np.ndarray, axis: Axis, *, wide: bool = False) -> torch.Tensor:
@@ -227,7 +232,8 @@ def answered(
         case Maxima(function, axis):
             return _maxima(function, axis, shape, read, step)
         case RowSteps():
-            return end_of(in_turn(wanted), partial(answered, shape=shape, read=read, step=step))
+            found = end_of(in_turn(wanted), partial(answered, shape=shape, read=read, step=step))
+            return result_of(wanted, found)
         case RowStatistics():
             return end_of(rows_first(wanted), partial(answered, shape=shape, read=read, step=step))
         case OrderStatistics(places=places) if places:
@@ -270,7 +276,7 @@ def _sums(
         values = function(TorchElements(tensors, shape, first))
         return (value.clone().view(size, -1) for value in values)
 
-    return row_sums(tiles, rows, columns, step).numpy()
+    return row_sums(tiles, rows, columns, step).double().numpy()
 
 
 def _torch_sums(wanted: TorchSums, shape: Sequence[int], read: ReadInputs) -> np.ndarray:

@@ -85,6 +85,12 @@ class BitMask:
         part = self.bits[first // _BYTE : -(-(first + count) // _BYTE)]
         return _moved(part, first % _BYTE)
 
+    def number(self, count: int) -> int:
+        """Return how many of the first elements are set."""
+        whole, rest = divmod(count, _BYTE)
+        last = int(self.bits[whole]) & (1 << rest) - 1 if rest else 0
+        return int(np.bitwise_count(self.bits[:whole]).sum()) + last.bit_count()
+
 
 def chance_masks(wanted: Chances) -> list[Below]:
     """Return the masks of what is chosen by chance."""

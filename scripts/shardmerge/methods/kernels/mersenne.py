@@ -54,12 +54,10 @@ class Mersenne:
         state = self._kept.get(at, self._recent.get(at)).copy()
         numbers = np.empty((end - begin) * WORDS, np.uint32)
         while at < end:
-            # to where a state is remembered: the asked numbers' beginning, their last, a multiple
-            until = min(k for k in (begin, end - 1, end, (at // _EVERY + 1) * _EVERY) if k > at)
-            if at < begin:
-                self._fill(state, numbers[:0], until - at)
-            else:
-                self._fill(state, numbers[(at - begin) * WORDS : (until - begin) * WORDS], 0)
+            # to where a state is remembered: the last of what is asked for, a multiple
+            until = min(k for k in (end - 1, end, (at // _EVERY + 1) * _EVERY) if k > at)
+            own, upto = (max(k - begin, 0) * WORDS for k in (at, until))
+            self._fill(state, numbers[own:upto], max(min(begin, until) - at, 0))
             at = until
             if at % _EVERY == 0:
                 self._kept.setdefault(at, state.copy())

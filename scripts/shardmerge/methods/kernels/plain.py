@@ -14,9 +14,12 @@ from shardmerge.methods.passes import (
     BIAS,
     MANTISSA,
     ROOT_OF_HALF,
+    SINGLE_BIAS,
+    SINGLE_MANTISSA,
     Axis,
     KeyBand,
     Masks,
+    RowSteps,
     along_first,
     vectors,
 )
@@ -138,6 +141,9 @@ class PlainElements:
         return Numbers((bits - (_exponents(value.array) << MANTISSA)).view(np.float64))
 
     def power_of_two(self, value: Numbers) -> Numbers:
+        if value.array.dtype == np.float32:
+            bits = (value.array.view(np.int32) + SINGLE_BIAS) << SINGLE_MANTISSA
+            return Numbers(bits.view(np.float32))
         bits = (value.array.view(np.int64) + BIAS) << MANTISSA
         return Numbers(bits.view(np.float64))
 
@@ -147,6 +153,15 @@ class PlainElements:
         first = along_first(self.shape, axis)
         chosen = self._places % count if first else self._places // length
         return Numbers(values.astype(np.float64 if wide else like.dtype)[chosen])
+
+
+def result_of(wanted: RowSteps, found: np.ndarray) -> np.ndarray:
+    """Return what a request makes of the numbers that its last step found, [values, rows]."""
+    if not wanted.result:
+        return found
+    with np.errstate(all="ignore"):
+        x = PlainElements(found, found.shape[1:], ())
+        return wanted.result(x, [*map(Numbers, found)]).array[None]
 
 
 def _exponents(array: np.ndarray) -> np.ndarray:

@@ -13,6 +13,11 @@ import numpy as np
 #: Partial sums of a vector, vectors of a row, levels of sums of rows.
 VECTOR, VECTORS, _LEVELS = 8, 4, 4
 ROW = VECTOR * VECTORS
+#: Numbers from which on it takes less to round them together.
+_MANY = 256
+#: Bits of float32's exponent; of float16 the least normal number, and what is beyond the greatest.
+_EXPONENT = np.uint32(0x7F800000)
+_LEAST_NORMAL, _TOO_LARGE = np.float32(2**-14), np.float32(2**16)
 
 
 class Levels:
@@ -148,13 +153,34 @@ class ColumnNorms:
 
 def rounded_to(numbers: np.ndarray, code: str) -> np.ndarray:
     """Return float32 numbers rounded to a type, as float64."""
+    return narrowed(numbers, code).astype(np.float64)
+
+
+def narrowed(numbers: np.ndarray, code: str) -> np.ndarray:
+    """Return float32 numbers rounded to a type that float32 has."""
     if code == "F16":
-        numbers = numbers.astype(np.float16)
+        made = _halves(numbers) if numbers.size >= _MANY else None
+        return numbers.astype(np.float16).astype(np.float32) if made is None else made
     if code == "BF16":
-        bits = numbers.view(np.uint32)
+        bits = np.ascontiguousarray(numbers).view(np.uint32)
         bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
-        numbers = np.where(np.isnan(numbers), numbers, bits.astype(np.uint32).view(np.float32))
-    return numbers.astype(np.float64)
+        return np.where(np.isnan(numbers), numbers, bits.astype(np.uint32).view(np.float32))
+    return numbers
+
+
+def _halves(numbers: np.ndarray) -> np.ndarray | None:
+    """Return float32 numbers rounded to float16 in less time, None if one becomes infinite or NaN.
+
+    Above a power of 2 numbers of float16 are as far apart as those of float32 are above 2**13 times
+    that power, where adding a number leaves it rounded.
+    """
+    powers = (np.ascontiguousarray(numbers).view(np.uint32) & _EXPONENT).view(np.float32)
+    np.maximum(powers, _LEAST_NORMAL, out=powers)
+    powers *= np.float32(1.5 * 2**13)
+    made = numbers + powers
+    made -= powers
+    np.copysign(made, numbers, out=made)  # a zero's sign too
+    return made if np.abs(made).max() < _TOO_LARGE else None
 
 
 def sum_of_groups(groups: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardmerge.base.errors import UserError
+from shardmerge.methods.program import TYPES
 from shardmerge.methods.registry import (
     Group,
     Inputs,
@@ -56,7 +57,7 @@ def _mergekit_slerp(group: Group) -> torch.Tensor:
     return mergekit.slerp(group)
 
 
-@slerp.mergekit_passes(by_torch=True)
+@slerp.mergekit_passes(by_torch=TYPES)
 def _mergekit_slerp_passes(group: Group) -> Passes:
     from shardmerge.methods.spherical import mergekit_passes
 
@@ -106,7 +107,7 @@ def _mergekit_nuslerp(group: Group) -> torch.Tensor:
     return mergekit.nuslerp(group)
 
 
-@nuslerp.mergekit_passes(by_torch=True)
+@nuslerp.mergekit_passes(by_torch=("F32",))
 def _mergekit_nuslerp_passes(group: Group) -> Passes:
     from shardmerge.methods.spherical import mergekit_passes
 
@@ -164,7 +165,7 @@ def _mergekit_multislerp(group: Group) -> torch.Tensor:
     return mergekit.multislerp(group)
 
 
-@multislerp.mergekit_passes(by_torch=True)
+@multislerp.mergekit_passes(by_torch=("F32",))
 def _mergekit_multislerp_passes(group: Group) -> Passes:
     from shardmerge.methods.spherical import mergekit_passes
 
@@ -244,7 +245,7 @@ def _mergekit_model_stock(group: Group) -> torch.Tensor:
     return mergekit.model_stock(group)
 
 
-@model_stock.mergekit_passes(by_torch=True)
+@model_stock.mergekit_passes()
 def _mergekit_model_stock_passes(group: Group) -> Passes:
     from shardmerge.methods.spherical import mergekit_passes
 

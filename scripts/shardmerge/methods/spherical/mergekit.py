@@ -14,10 +14,7 @@ from shardmerge.methods.contract import Group
 from shardmerge.methods.kernels.blocks import spans
 from shardmerge.methods.kernels.execute import make_whole
 from shardmerge.methods.passes import Elements, ElementValue, Map
-from shardmerge.methods.spherical.passes import without_mean
-
-#: Elements whose norms and dot products slerp adds up at a time.
-SLERP_CHUNK = 1 << 20
+from shardmerge.methods.spherical.passes import SLERP_CHUNK, without_mean
 
 
 def slerp(group: Group) -> torch.Tensor:
@@ -208,11 +205,11 @@ def model_stock(group: Group) -> torch.Tensor:
     for a, b in itertools.combinations([model - base for model in models], 2):
         lengths = torch.norm(a, dim=-1) * torch.norm(b, dim=-1)
         cosines.append(((a * b).sum(dim=-1) / lengths.clamp(min=1e-6)).clamp(-1, 1))
-    t = stock_share(cosines, len(models))
+    t = _stock_share(cosines, len(models))
     return (t * (sum(models) / len(models)) + (1 - t) * base).reshape(shape)
 
 
-def stock_share(cosines: Sequence[torch.Tensor], models: int) -> torch.Tensor:
+def _stock_share(cosines: Sequence[torch.Tensor], models: int) -> torch.Tensor:
     """Return Model Stock's share of the mean.
 
     Args:

@@ -1,27 +1,36 @@
 """mergekit 0.1.5's interpolation on a sphere in passes: the bits of ``mergekit``'s kernels.
 
-What is made of values is rounded to their type, as torch does; numbers are computed by torch
-itself, as tensors of the kernels' shapes.
+What is made of values is rounded to their type, as torch does. Numbers of whole tensors are too
+(``typed``). Those of ``slerp``, which are float32 of any input, are computed by torch itself, as
+tensors of the kernel's shapes.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from shardmerge.methods.contract import Group
+from shardmerge.methods.kernels.typed import TypedNumbers, mean_of_each, numbers_of, where
 from shardmerge.methods.passes import Elements, ElementValue, Passes, Together, TorchSums
-from shardmerge.methods.spherical.mergekit import SLERP_CHUNK, stock_share
-from shardmerge.methods.spherical.passes import nuslerp_axis, stock_axis, without_mean
+from shardmerge.methods.spherical.passes import (
+    SLERP_CHUNK,
+    nuslerp_axis,
+    stock_axis,
+    without_mean,
+)
 
-_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+if TYPE_CHECKING:
+    import torch
 
 
 def slerp(group: Group) -> Passes:
     """Interpolate in float32 from chunked norms and a chunked dot product."""
+    import torch
+
     pair = [group.base, *group.others]
     t = torch.tensor([[group.parameters["t"]]])
     found = yield TorchSums(lambda x: [x.single(x[i]) for i in pair], "norm", SLERP_CHUNK)
@@ -51,6 +60,8 @@ def slerp(group: Group) -> Passes:
 
 
 def _column(numbers: np.ndarray) -> torch.Tensor:
+    import torch
+
     return torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1)
 
 
@@ -61,18 +72,18 @@ def nuslerp(group: Group) -> Passes:
     total = sum(weights)
     t = 0.5 if abs(total) < 1e-6 else weights[1] / total
     parts = _vectors(pair, group.base)
-    norms = _numbers(group, (yield TorchSums(parts, "norm", axis=axis))).clamp(min=1e-7)
+    norms = numbers_of((yield TorchSums(parts, "norm", axis=axis)), group.dtype).clamp(1e-7, np.inf)
 
     def products(x: Elements) -> list[ElementValue]:
-        left, right = (v / x.along(n, axis) for v, n in zip(parts(x), _plain(norms), strict=True))
+        left, right = (v / x.along(n.array, axis) for v, n in zip(parts(x), norms, strict=True))
         return [left * right]
 
     (dots,) = yield TorchSums(products, axis=axis)
-    cosine = _numbers(group, dots).clamp(-1, 1)
-    parallel = (1 - cosine.square()) <= 1e-16
-    angle = torch.acos(torch.where(parallel, 0, cosine))
-    *sines, whole = _plain(torch.sin(torch.stack([(1 - t) * angle, t * angle, angle])))
-    straight = _plain(parallel)
+    cosine = numbers_of(dots, group.dtype).clamp(-1, 1)
+    parallel = cosine * cosine * -1 + 1 <= 1e-16
+    angle = where(parallel, 0.0, cosine).acos()
+    *sines, whole = ((angle * share).sin().array for share in (1 - t, t, 1.0))
+    straight = parallel.array.astype(np.float32)
 
     def merged(x: Elements) -> ElementValue:
         left, right = parts(x)
@@ -88,15 +99,15 @@ def nuslerp(group: Group) -> Passes:
 
 def multislerp(group: Group) -> Passes:
     """Interpolate directions by the tangent space at their weighted mean, in their dtype."""
-    indices, eps, dtype = group.others, group.parameters["eps"], _DTYPES[group.dtype]
+    indices, eps, dtype = group.others, group.parameters["eps"], group.dtype
     if len(indices) == 1:
         return lambda x: x[indices[0]]
     vectors = _vectors(indices, group.base)
-    weights = torch.tensor([group.per_input["weight"][i] for i in indices], dtype=dtype)
+    weights = numbers_of([group.per_input["weight"][i] for i in indices], dtype)
     if group.parameters["normalize_weights"]:
         weights = weights / weights.sum()
-    norms = _numbers(group, (yield TorchSums(vectors, "norm")))[:, 0]
-    lengths, factors = (norms + eps).tolist(), weights.tolist()
+    norms = numbers_of((yield TorchSums(vectors, "norm"))[:, 0], dtype)
+    lengths, factors = (norms + eps).array.tolist(), weights.array.tolist()
 
     def units(x: Elements) -> list[ElementValue]:
         return [vector / length for vector, length in zip(vectors(x), lengths, strict=True)]
@@ -104,10 +115,10 @@ def multislerp(group: Group) -> Passes:
     def mixed(x: Elements, parts: Sequence[ElementValue]) -> ElementValue:
         return _sum(x, [part * factor for part, factor in zip(parts, factors, strict=True)])
 
-    length = _numbers(group, (yield TorchSums(lambda x: [mixed(x, units(x))], "norm")))
-    if length < eps:
+    length = numbers_of((yield TorchSums(lambda x: [mixed(x, units(x))], "norm"))[0], dtype)
+    if (length < eps).array:
         return _cancelled(group, lambda x: mixed_two(x, vectors(x), factors))
-    size = float(length)
+    (size,) = length.array.tolist()
     dots = yield TorchSums(lambda x: [unit * (mixed(x, units(x)) / size) for unit in units(x)])
     dots = dots[:, 0].tolist()
 
@@ -116,9 +127,9 @@ def multislerp(group: Group) -> Passes:
         apart = [unit - mean * dot for unit, dot in zip(units(x), dots, strict=True)]
         return mean, mixed(x, apart)
 
-    step = _numbers(group, (yield TorchSums(lambda x: [tangent(x)[1]], "norm"))) + eps
-    along, across = float(torch.cos(step)), float(torch.sin(step) / step)
-    radius = float((norms * weights).sum())
+    step = numbers_of((yield TorchSums(lambda x: [tangent(x)[1]], "norm"))[0], dtype) + eps
+    (along,), (across,) = (one.array.tolist() for one in (step.cos(), step.sin() / step))
+    radius = float((norms * weights).sum().array)
 
     def merged(x: Elements) -> ElementValue:
         mean, aside = tangent(x)
@@ -154,14 +165,14 @@ def model_stock(group: Group) -> Passes:
         return [a * b for a, b in itertools.combinations(parts(x), 2)]
 
     sums = TorchSums(parts, "norm", axis=axis), TorchSums(products, axis=axis)
-    norms, dots = (_numbers(group, found) for found in (yield Together(sums)))
+    norms, dots = (numbers_of(found, group.dtype) for found in (yield Together(sums)))
     lengths = [a * b for a, b in itertools.combinations(norms, 2)]
     cosines = [
-        (dot / length.clamp(min=1e-6)).clamp(-1, 1)
+        (dot / length.clamp(1e-6, np.inf)).clamp(-1, 1)
         for dot, length in zip(dots, lengths, strict=True)
     ]
-    t = stock_share(cosines, len(models))[:, 0]
-    share, rest = _plain(t), _plain(1 - t)
+    t = _stock_share(cosines, len(models))
+    share, rest = t.array, (t * -1 + 1).array
 
     def merged(x: Elements) -> ElementValue:
         total = x.full(0.0)
@@ -173,13 +184,17 @@ def model_stock(group: Group) -> Passes:
     return merged
 
 
-def _numbers(group: Group, found: np.ndarray) -> torch.Tensor:
-    """Return what was found of vectors as torch has it, in the inputs' dtype."""
-    return torch.tensor(found, dtype=_DTYPES[group.dtype])
+def _stock_share(cosines: Sequence[TypedNumbers], models: int) -> TypedNumbers:
+    """Return Model Stock's share of the mean, as ``mergekit.stock_share`` does, by vectors.
 
-
-def _plain(numbers: torch.Tensor) -> np.ndarray:
-    return numbers.double().numpy()
+    Args:
+        cosines: Of the task vectors of each two models.
+        models: How many there are.
+    """
+    cosine = mean_of_each(cosines)
+    divisor = cosine * (models - 1) + 1
+    singular = divisor.abs() < 1e-6
+    return where(singular, 0.0, cosine * models / where(singular, 1.0, divisor))
 
 
 def _vectors(indices: Sequence[int], base: int | None) -> Callable[[Elements], list[ElementValue]]:

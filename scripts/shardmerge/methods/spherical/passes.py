@@ -17,6 +17,8 @@ from shardmerge.methods.kernels.circular import acos, at_number, cos, sin
 from shardmerge.methods.kernels.roots import root
 from shardmerge.methods.passes import Axis, Elements, ElementValue, Map, Passes, Sums
 
+#: Elements whose norms and dot products mergekit's slerp adds up at a time.
+SLERP_CHUNK = 1 << 20
 _SMALLEST_NORM = 1e-8
 #: Cosine from which slerp interpolates linearly.
 _PARALLEL = 0.9995

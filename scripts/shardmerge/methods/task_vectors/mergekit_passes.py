@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from shardmerge.methods.contract import Group
 from shardmerge.methods.passes import (
@@ -28,6 +30,9 @@ from shardmerge.methods.passes import (
 from shardmerge.methods.program import nearest
 from shardmerge.methods.task_vectors.keep import generator_seed, largest_ranks, middle_ranks
 from shardmerge.methods.task_vectors.passes import shared_and_unique
+
+if TYPE_CHECKING:
+    import numpy as np
 
 #: Returns the mask of the elements of a task vector that are kept.
 _Mask = Callable[[Elements], ElementValue]
@@ -121,18 +126,18 @@ def _turns(group: Group, numbers: NumbersOf, count: int) -> tuple[NumbersOf, ...
 
 def ranked_chance(group: Group) -> Passes:
     """Keep each element with a probability that grows with its rank in its row, by torch's sort."""
-    import numpy as np
-
     density, base = group.per_input["density"], group.base
     masks: dict[int, _Mask | None] = {i: None for i in group.others if density[i] < 1}
     ranked = [i for i in masks if density[i] > 0]
     if not ranked:
         return Kept(masks, _random_code(group))
     numbers = yield TorchDraws(generator_seed(group))
+    epsilon, code = group.per_input["epsilon"], _random_code(group)
+    length = group.shape[1] if len(group.shape) > 1 else group.count
     found = yield RowChances(
         lambda x: [_difference(x, i, base).abs() for i in ranked],
         _turns(group, numbers, len(ranked)),
-        tuple(np.array([_bound(p) for p in _chances(group, i)], np.uint32) for i in ranked),
+        tuple(_bounds_of_ranks(length, density[i], epsilon[i], code) for i in ranked),
         by_torch=True,
     )
 
@@ -169,15 +174,22 @@ def _chosen(mask: Masks) -> _Mask:
     return lambda x: x.chosen(mask)
 
 
-def _chances(group: Group, index: int) -> list[float]:
-    """Return by rank the probabilities that torch makes of it."""
+@lru_cache(maxsize=16)
+def _bounds_of_ranks(length: int, density: float, epsilon: float, code: str) -> np.ndarray:
+    """Return by rank what numbers of the kept are below, uint32 [length], as torch makes it.
+
+    Args:
+        length: Of a row.
+        density, epsilon: Of the model.
+        code: Of the type of random numbers.
+    """
+    import numpy as np
     import torch
 
-    density, epsilon = (group.per_input[name][index] for name in ("density", "epsilon"))
-    wide = torch.bfloat16 if _random_code(group) == "BF16" else torch.float32
-    ranks = torch.arange(group.shape[1] if len(group.shape) > 1 else group.count).to(wide) + 1
+    ranks = torch.arange(length).to(torch.bfloat16 if code == "BF16" else torch.float32) + 1
     relative = ((ranks - ranks.amin()) / (ranks.amax() - ranks.amin())).clamp(0, 1)
-    return ((density - epsilon) + relative * 2 * epsilon).tolist()
+    chances = ((density - epsilon) + relative * 2 * epsilon).double().numpy()
+    return np.ceil(chances * 2.0**_DRAWN).astype(np.uint32)
 
 
 def sce(group: Group) -> Passes:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from shardmerge.base.errors import UserError
+from shardmerge.methods.program import TYPES
 from shardmerge.methods.registry import (
     Group,
     Inputs,
@@ -250,7 +251,7 @@ def _in_passes(method: MergeMethod, keep: str, *, consensus: bool) -> None:
     """Declare passes with the bits of the mergekit kernel."""
     chooses = _thins if keep in ("magnitude", "between") else None
 
-    @method.mergekit_passes(by_torch=keep == "ranked_chance", chooses=chooses)
+    @method.mergekit_passes(by_torch=TYPES if keep == "ranked_chance" else (), chooses=chooses)
     def _mergekit(group: Group) -> Passes:
         from shardmerge.methods.task_vectors import mergekit_passes as passes
 
