@@ -43,7 +43,10 @@ class OpenLeaves:
 
     def read_elements(self, leaf: AnyLocation, first: int, count: int, into: memoryview) -> None:
         """Fill the beginning of a buffer with elements of a leaf."""
-        leaf.read(lambda number, *range: self._files[number].fill(*range), first, count, into)
+        leaf.read(self._fill_from, first, count, into)
+
+    def _fill_from(self, number: int, offset: int, into: memoryview) -> None:
+        self._files[number].fill(offset, into)
 
     def read(self, leaf: ex.Source | ex.Decoded | ex.Arranged | ex.Delta, runs: Runs) -> np.ndarray:
         """Return elements of a leaf as they are stored; of a decoded one its float32 values."""

@@ -103,9 +103,15 @@ class CallTiles(abc.ABC):
     def _places(self, leaves: Leaves) -> list[Any]:
         return [apart(self._files.locate(leaf)) for leaf in leaves.files]
 
-    def _reader(self, leaves: Leaves, most: int = BLOCK) -> TileBuffers:
+    def _reader(
+        self,
+        leaves: Leaves,
+        most: int = BLOCK,
+        behind: int = 0,
+        room: TileBuffers | None = None,
+    ) -> TileBuffers:
         sizes = [DTYPES[leaf.dtype].size for leaf in leaves.files]
-        return TileBuffers(self._places(leaves), self._files, sizes, most)
+        return TileBuffers(self._places(leaves), self._files, sizes, most, behind, room)
 
 
 def to_text(table: np.ndarray, kind: str = "<f8") -> str:

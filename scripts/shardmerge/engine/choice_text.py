@@ -9,7 +9,6 @@ from shardmerge.engine.assembly import (
     LANES,
     MASK,
     STORED,
-    each_bit,
     splat,
 )
 from shardmerge.engine.text import Text
@@ -18,16 +17,21 @@ from shardmerge.engine.text import Text
 OPEN = 2
 #: Buckets are made up to so many times the mean, that of logarithms; what is larger lies in the
 #: last.
-_REACH = 12.0
+_REACH = 8.0
+#: Below so many of so many parts of the buckets are about half of the elements: for normal numbers
+#: the median is 1.27 times that mean, for others it is near that.
+_EDGES, _PARTS = (27, 56), 256
 #: Elements whose ranks are counted one by one; of a row that has more it is not told.
 _FEW = 96
 #: Elements that are looked at in one turn of a loop.
 _UNROLLED = 8
+#: Elements that are listed in one turn.
+_PUT = 8
 #: Vectors of numbers that are looked at in one turn, a bit of a word for each number.
 _VECTORS = 64 // LANES
 _SHORT, _BYTES = STORED["BF16"], f"<{LANES} x i8>"
 #: What lies at the addresses that the function is given.
-_GIVEN = "keys", "numbers", "most", "left", "room"
+_GIVEN = "numbers", "most", "keys", "left", "room"
 #: What lies in the room, 32 bits for each element of a row, then for each bucket.
 _OF_ELEMENTS = "copy", "list", "ranks", "buckets"
 _OF_BUCKETS = "table", "starts", "seen", "mixed"
@@ -87,6 +91,7 @@ class _Choice:
             f"declare float @llvm.vector.reduce.fadd.v{LANES}f32(float, {FLOAT})",
             f"declare i32 @llvm.vector.reduce.add.v{LANES}i32({INT})",
             "declare i64 @llvm.cttz.i64(i64, i1)",
+            "declare i64 @llvm.ctpop.i64(i64)",
             count="%n",
         )
 
@@ -190,13 +195,20 @@ class _Choice:
     def _tell(self) -> tuple[str, str]:
         """Choose by the buckets; return of how many that does not tell, and the last block.
 
-        Numbers that every rank allows, or none, need no bucket.
+        Numbers that every rank allows, or none, of the buckets on one side of a middle one, need no
+        bucket.
         """
         t = self._text
         least = t.spread(INT, t.new("load i32, ptr %most.all"))
         most = t.spread(INT, t.load("i32", "%most.all", "%n"))
+        edges = [
+            t.new(f"udiv i64 {t.new(f'mul i64 {self._buckets}, {part}')}, {_PARTS}")
+            for part in _EDGES
+        ]
+        bounds = [least, *(t.spread(INT, t.load("i32", "%table.all", one)) for one in edges), most]
+        edges = [t.spread(_SHORT, t.new(f"trunc i64 {one} to i16")) for one in edges]
         last = t.new(f"and i64 {t.new('sub i64 %n, 1')}, {-LANES}")
-        t.begin("tell", {"found": ("i64", "0")})
+        t.begin("tell", {"listed": ("i64", "0")})
         bits = "0"
         for k in range(_VECTORS):
             # of vectors beyond the row the last one is looked at again
@@ -204,9 +216,15 @@ class _Choice:
             inside = t.new(f"icmp ult i64 {place}, %n")
             place = t.new(f"select i1 {inside}, i64 {place}, i64 {last}")
             numbers = t.load(INT, self._numbers, place)
-            sure = t.new(f"icmp ule {INT} {numbers}, {least}")
+            bucket = t.load(_SHORT, "%buckets.all", place, 2)
+            low, high = bounds[:2]
+            for edge, next_low, next_high in zip(edges, bounds[1:-1], bounds[2:], strict=True):
+                upper = t.new(f"icmp uge {_SHORT} {bucket}, {edge}")
+                low = t.new(f"select {MASK} {upper}, {INT} {next_low}, {INT} {low}")
+                high = t.new(f"select {MASK} {upper}, {INT} {next_high}, {INT} {high}")
+            sure = t.new(f"icmp ule {INT} {numbers}, {low}")
             t.store(_BYTES, t.new(f"zext {MASK} {sure} to {_BYTES}"), self._chosen, place, 1)
-            open_ = t.new(f"icmp ule {INT} {numbers}, {most}")
+            open_ = t.new(f"icmp ule {INT} {numbers}, {high}")
             open_ = t.new(f"xor {MASK} {open_}, {sure}")
             own = t.new(f"bitcast {MASK} {open_} to i{LANES}")
             own = t.new(f"shl i64 {t.new(f'zext i{LANES} {own} to i64')}, {k * LANES}")
@@ -216,15 +234,47 @@ class _Choice:
         there = t.new(f"sub i64 {t.new(f'shl i64 1, {left}')}, 1")
         there = t.new(f"select i1 {some}, i64 {there}, i64 -1")
         bits = t.new(f"and i64 {bits}, {there}")
-        t.lines += [f"  br i1 {t.new(f'icmp ne i64 {bits}, 0')}, label %one, label %told"]
-        outer, t.lines = t.lines, []
-        found = self._tell_one(t.new("add i64 %tell.i, %one.lane"), "%one.found")
-        body, t.lines = t.lines, outer
-        carried = [f"  %one.found = phi i64 [%found, %tell], [{found}, %one]"]
-        t.lines += each_bit("one", bits, "tell", body, "told", carried, "i64")
-        t.lines += ["told:", f"  %found.told = phi i64 [%found, %tell], [{found}, %one]"]
-        t.end("tell", {"found": ("i64", "%found.told")}, _VECTORS * LANES, "%n")
-        return "%found.told", t.block
+        listed = self._list(bits)
+        t.end("tell", {"listed": ("i64", listed)}, _VECTORS * LANES, "%n")
+        t.lines += [
+            f"  br i1 {t.new(f'icmp ne i64 {listed}, 0')}, label %looked, label %ranked",
+            "looked:",
+        ]
+        t.block = "looked"
+        t.begin("look", {"found": ("i64", "0")})
+        index = t.new(f"zext i32 {t.load('i32', '%list.all', '%look.i')} to i64")
+        found = self._tell_one(index, "%found")
+        t.end("look", {"found": ("i64", found)}, 1, listed)
+        return found, t.block
+
+    def _list(self, bits: str) -> str:
+        """Write the elements of set bits into the list; return how many are in it then.
+
+        Some are written at once, whether they are there or not: how many there are would seldom be
+        foretold rightly.
+        """
+        t = self._text
+        number = t.new(f"call i64 @llvm.ctpop.i64(i64 {bits})")
+        t.lines += [
+            "  br label %put",
+            "put:",
+            f"  %put.left = phi i64 [{bits}, %tell], [%put.rest, %put]",
+            "  %put.at = phi i64 [%listed, %tell], [%put.next, %put]",
+        ]
+        left = "%put.left"
+        for k in range(_PUT):
+            lane = t.new(f"call i64 @llvm.cttz.i64(i64 {left}, i1 false)")
+            index = t.new(f"trunc i64 {t.new(f'add i64 %tell.i, {lane}')} to i32")
+            t.store("i32", index, "%list.all", t.new(f"add i64 %put.at, {k}"))
+            left = t.new(f"and i64 {left}, {t.new(f'sub i64 {left}, 1')}")
+        t.lines += [
+            f"  %put.rest = bitcast i64 {left} to i64",
+            f"  %put.next = add i64 %put.at, {_PUT}",
+            "  %put.again = icmp ne i64 %put.rest, 0",
+            "  br i1 %put.again, label %put, label %told",
+            "told:",
+        ]
+        return t.new(f"add i64 %listed, {number}")
 
     def _tell_one(self, index: str, found: str) -> str:
         """Write how an element is told by its bucket; return how many are not told up to it."""
@@ -266,16 +316,14 @@ class _Choice:
         t.block = "some"
         t.begin("each", {})
         index = t.load("i32", "%list.all", "%each.i")
-        own = t.spread(INT, index)
         wide = t.new(f"zext i32 {index} to i64")
         key = t.load("i32", "%copy.all", wide)
-        low = t.spread(INT, key)
-        high = t.spread(INT, t.new(f"add i32 {key}, 1"))
+        above = t.new(f"add i32 {key}, 1")
         number = t.load("i32", self._numbers, wide)
         if self._first_is_lowest:
-            rank, _ = self._counted(low, high, own)
+            rank = self._counted_before(index, wide, key, above)
         else:
-            rank, upto = self._counted(low, high, None)
+            rank, upto = self._counted(t.spread(INT, key), t.spread(INT, above))
             last = t.load("i32", "%most.all", t.new(f"sub i64 {upto}, 1"))
         sure = t.new(f"icmp ule i32 {number}, {t.load('i32', '%most.all', rank)}")
         told = t.new(f"zext i1 {sure} to i8")
@@ -329,24 +377,35 @@ class _Choice:
         t.end("alone", {"kept": ("i64", kept)}, 1, found)
         return kept
 
-    def _counted(self, low: str, high: str, own: str | None) -> tuple[str, str]:
-        """Count the row's keys below two bounds; the first is the higher one before an element."""
+    def _counted_before(self, index: str, wide: str, key: str, above: str) -> str:
+        """Count the row's keys that are less, or equal and before an element."""
+        t = self._text
+        begin = t.new(f"and i64 {wide}, {-LANES}")
+        lane = t.new(f"and i32 {index}, {LANES - 1}")
+        same = t.new(f"icmp eq {INT} {t.load(INT, '%copy.all', begin)}, {t.spread(INT, key)}")
+        before = t.new(f"icmp ult {INT} {_FIRST}, {t.spread(INT, lane)}")
+        bits = t.new(f"bitcast {MASK} {t.new(f'and {MASK} {same}, {before}')} to i{LANES}")
+        near = t.new(f"call i{LANES} @llvm.ctpop.i{LANES}(i{LANES} {bits})")
+        t.begin("less", {"sums": (INT, "zeroinitializer")})
+        bound = t.new(f"icmp ult i64 %less.i, {begin}")
+        bound = t.spread(INT, t.new(f"select i1 {bound}, i32 {above}, i32 {key}"))
+        less = t.new(f"icmp ult {INT} {t.load(INT, '%copy.all', '%less.i')}, {bound}")
+        sums = t.new(f"add {INT} %sums, {t.new(f'zext {MASK} {less} to {INT}')}")
+        t.end("less", {"sums": (INT, sums)}, LANES, "%n")
+        total = t.new(f"call i32 @llvm.vector.reduce.add.v{LANES}i32({INT} {sums})")
+        return t.new(f"zext i32 {t.new(f'add i32 {total}, {near}')} to i64")
+
+    def _counted(self, low: str, high: str) -> tuple[str, str]:
+        """Count the row's keys below two bounds."""
         t = self._text
         sums = {"sums": (INT, "zeroinitializer"), "sums.upto": (INT, "zeroinitializer")}
-        t.begin("less", {"lanes": (INT, _FIRST), **sums})
-        bounds = [low, high]
-        if own:
-            before = t.new(f"icmp ult {INT} %lanes, {own}")
-            bounds = [t.new(f"select {MASK} {before}, {INT} {high}, {INT} {low}")]
-        keys = t.load(INT, "%copy.all", "%less.i")
-        added = []
-        for name, bound in zip(sums, bounds, strict=False):
+        t.begin("less", sums)
+        keys, added = t.load(INT, "%copy.all", "%less.i"), []
+        for name, bound in zip(sums, (low, high), strict=True):
             less = t.new(f"icmp ult {INT} {keys}, {bound}")
             added.append(t.new(f"add {INT} %{name}, {t.new(f'zext {MASK} {less} to {INT}')}"))
-        added += added[: 2 - len(added)]
-        lanes = t.new(f"add {INT} %lanes, {splat(LANES)}")
         carried = dict(zip(sums, ((INT, one) for one in added), strict=True))
-        t.end("less", {"lanes": (INT, lanes), **carried}, LANES, "%n")
+        t.end("less", carried, LANES, "%n")
         totals = (
             t.new(f"call i32 @llvm.vector.reduce.add.v{LANES}i32({INT} {one})") for one in added
         )

@@ -63,6 +63,10 @@ class Location:
             first, count: Which elements of the leaf, flattened.
             into: The buffer.
         """
+        if self.table is None:  # nearly always, and thousands of times
+            size = DTYPES[self.dtype].size
+            read(self.file, self.begin + first * size, into[: count * size])
+            return
         for position, length, offset in self.ranges(first, count):
             part = into[position : position + length]
             if offset is None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 14
 #: What was made of texts for a processor, and what keeps that alive. It is never freed, since a
 #: thread may have an address of it.
-_MADE: dict[tuple[str, ...], tuple[Callable[..., None], object]] = {}
+_MADE: dict[tuple[str | int, ...], tuple[Callable[..., None], object]] = {}
 _MAKING = threading.Lock()
 
 
@@ -101,36 +101,42 @@ def native(program: Program) -> Native:
     return Native(program, compiled(assembly(program)))
 
 
-def compiled(text: str) -> Callable[..., None]:
-    """Return the function ``merge`` of a text in assembly language, made once in a process."""
-    (function,) = compiled_together([text])
+def compiled(text: str, effort: int = 2) -> Callable[..., None]:
+    """Return the function ``merge`` of a text in assembly language, made once in a process.
+
+    Args:
+        text: The function.
+        effort: LLVM's, from 0 to 3. Code that does little itself is made in a quarter of the time
+            without any.
+    """
+    (function,) = compiled_together([text], effort)
     return function
 
 
-def compiled_together(texts: Sequence[str]) -> list[Callable[..., None]]:
+def compiled_together(texts: Sequence[str], effort: int = 2) -> list[Callable[..., None]]:
     """Return the functions of some texts, as ``compiled``.
 
     LLVM takes milliseconds each time, however short a text is.
     """
     _initialise()
-    processor = _processor()
+    how = (*_processor(), effort)
     with _MAKING:
-        if new := [text for text in dict.fromkeys(texts) if (text, *processor) not in _MADE]:
-            functions, engine = _compile(new, *processor)
+        if new := [text for text in dict.fromkeys(texts) if (text, *how) not in _MADE]:
+            functions, engine = _compile(new, *how)
             _MADE.update(
-                ((text, *processor), (function, engine))
+                ((text, *how), (function, engine))
                 for text, function in zip(new, functions, strict=True)
             )
-        return [_MADE[(text, *processor)][0] for text in texts]
+        return [_MADE[(text, *how)][0] for text in texts]
 
 
 def _compile(
-    texts: Sequence[str], cpu: str, features: str
+    texts: Sequence[str], cpu: str, features: str, effort: int
 ) -> tuple[list[Callable[..., None]], object]:
     module = binding.parse_assembly(_in_one(texts))
     module.verify()
     target = binding.Target.from_default_triple()
-    machine = target.create_target_machine(cpu=cpu, features=features, opt=2)
+    machine = target.create_target_machine(cpu=cpu, features=features, opt=effort)
     engine = binding.create_mcjit_compiler(module, machine)
     engine.finalize_object()
     pointer = ctypes.c_void_p
@@ -164,10 +170,11 @@ class ArrayCode:
 
     Args:
         text: The function in LLVM's assembly language.
+        effort: As ``compiled`` has it.
     """
 
-    def __init__(self, text: str) -> None:
-        self._function = compiled(text)
+    def __init__(self, text: str, effort: int = 2) -> None:
+        self._function = compiled(text, effort)
 
     def __call__(
         self, output: np.ndarray, arrays: Sequence[np.ndarray], count: int, more: Sequence[int] = ()
@@ -182,17 +189,30 @@ class ArrayCode:
         """
         self.run(place_of(output), [*map(place_of, arrays)], count, more)
 
-    def run(self, output: int, arrays: Sequence[int], count: int, more: Sequence[int] = ()) -> None:
+    def run(
+        self,
+        output: int,
+        arrays: Sequence[int],
+        count: int,
+        more: Sequence[int] = (),
+        constants: Sequence[float] = (),
+    ) -> None:
         """Run it with the addresses of arrays."""
         addresses = (ctypes.c_void_p * len(arrays))(*arrays)
         numbers = (ctypes.c_int64 * len(more))(*more)
-        self._function(output, addresses, count, None, ctypes.addressof(numbers))
+        wide = (ctypes.c_double * len(constants))(*constants)
+        self._function(output, addresses, count, wide, ctypes.addressof(numbers))
+
+    @property
+    def address(self) -> int:
+        """Where the code lies."""
+        return ctypes.cast(self._function, ctypes.c_void_p).value
 
 
 @cache
-def array_code(write: Callable[..., str], *how: Any) -> ArrayCode:
+def array_code(write: Callable[..., str], *how: Any, effort: int = 2) -> ArrayCode:
     """Return the code of a text, made once: what writes it, and that one's arguments."""
-    return ArrayCode(write(*how))
+    return ArrayCode(write(*how), effort)
 
 
 def last_elements(

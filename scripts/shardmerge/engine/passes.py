@@ -8,9 +8,9 @@ import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.engine.call_tiles import to_text
+from shardmerge.engine.chances import chosen_by_chance
 from shardmerge.engine.halves import halved_sum
 from shardmerge.engine.mersenne import native_fill
-from shardmerge.engine.philox import chosen_by_chance
 from shardmerge.engine.rank_passes import RankPasses
 from shardmerge.engine.tiles import ReducedTiles
 from shardmerge.methods.contract import BLOCK
@@ -44,7 +44,8 @@ class NativePasses(RankPasses):
         note = self.answers[call].append
         match wanted:
             case Sums(function, axis) if vectors(shape, axis)[0] == 1:
-                table = self._table(call, self._tiles(call, function, "sums"), count)
+                tiles = self._tiles(call, function, "sums", self._shared(call))
+                table = self._table(call, tiles, count)
                 note(to_text(table))
                 return halved_sum(table)[:, None]
             case Counts(function):

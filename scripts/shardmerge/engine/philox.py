@@ -12,19 +12,14 @@ from functools import lru_cache
 
 import numpy as np
 
-from shardmerge.engine.assembly import INT, LANES, MASK, vector_of
+from shardmerge.engine.assembly import LANES, vector_of
 from shardmerge.engine.native import array_code, place_of
 from shardmerge.engine.text import Text
-from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.keys import DRAWS, Key, RandomStream
 from shardmerge.methods.kernels.masks import (
     ElementSpan,
-    KeptMasks,
-    SpanMasks,
     in_one_array,
-    numbers_of,
 )
-from shardmerge.methods.passes import Chances, Masks
 from shardmerge.methods.symbolic import Made
 
 #: Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405: Philox4x64 with 10 rounds.
@@ -38,6 +33,8 @@ _TOGETHER, _ALONE = 8, 6
 #: Rounds that are written out: with all of them it takes four times as long to make the code.
 _WRITTEN = 2
 _VECTOR = f"<{_TOGETHER} x i64>"
+#: Numbers that may be written beyond those that are asked for.
+BEYOND = DRAWS * (_TOGETHER + _ALONE)
 
 
 class NativeStream(RandomStream):
@@ -57,7 +54,7 @@ class NativeStream(RandomStream):
         begins = [DRAWS * before for before in itertools.accumulate(counters, initial=0)]
         # of the last numbers too whole vectors can be read
         made = np.empty(begins[-1] + LANES, np.uint32)
-        given = np.array([[first, *_keys(self.key)] for first in firsts], np.uint64)
+        given = np.stack([given_of(self.key, first) for first in firsts])
         run, output, place = array_code(stream_text).run, place_of(made), place_of(given)
         for number, count in enumerate(counters):
             run(output + begins[number] * made.itemsize, [place + number * given.strides[0]], count)
@@ -73,38 +70,9 @@ def native_stream(load: Made) -> Made:
     return NativeStream(load.key) if isinstance(load, RandomStream) else load
 
 
-def chosen_by_chance(wanted: Chances, count: int, *, little: bool = False) -> list[Masks]:
-    """Return the masks of a tensor's elements that are chosen by chance; they are kept.
-
-    Args:
-        wanted: What is chosen.
-        count: Elements.
-        little: Whether few are asked for.
-    """
-    pairs = [(native_stream(one), k) for one, k in zip(wanted.numbers, wanted.bounds, strict=True)]
-
-    def find(spans: Sequence[ElementSpan]) -> list[np.ndarray]:
-        return [_below(numbers_of(numbers, spans), bound) for numbers, bound in pairs]
-
-    masks = SpanMasks(find, LANES, count) if little else KeptMasks(find, BLOCK, count)
-    return masks.masks(len(pairs))
-
-
-def _below(numbers: np.ndarray, bound: int) -> np.ndarray:
-    """Return the bits of the mask of elements whose numbers are below a bound, uint8."""
-    whole = -(-len(numbers) // LANES) * LANES
-    bits = np.zeros(whole // 8, np.uint8)
-    if bound > 0:
-        most = np.array([min(bound - 1, _HALF)], np.uint32)
-        array_code(below_text)(bits, [_whole(numbers), most], whole)
-    return bits[: -(-len(numbers) // 8)]
-
-
-def _whole(numbers: np.ndarray) -> np.ndarray:
-    """Return numbers with what lacks to whole vectors."""
-    lacks = -len(numbers) % LANES
-    numbers = np.ascontiguousarray(numbers, np.uint32)
-    return np.concatenate([numbers, np.zeros(lacks, np.uint32)]) if lacks else numbers
+def given_of(key: Key, counter: int = 0) -> np.ndarray:
+    """Return what the code of a stream is given: the first counter, and keys; uint64 [21]."""
+    return np.array([counter, *_keys(key)], np.uint64)
 
 
 @lru_cache(16)
@@ -112,20 +80,6 @@ def _keys(key: Key) -> list[int]:
     """Return the keys of each round."""
     return [(part + turn * step) & _WORD for turn in range(_ROUNDS)
             for part, step in zip(key, _STEPS, strict=True)]  # fmt: skip
-
-
-def below_text() -> str:
-    """Return the function that compares numbers with the greatest that is chosen."""
-    text = Text()
-    numbers, most = (_array(text, k) for k in range(2))
-    most = text.spread(INT, text.new(f"load i32, ptr {most}"))
-    text.begin("loop", {})
-    chosen = text.new(f"icmp ule {INT} {text.load(INT, numbers, '%loop.i')}, {most}")
-    bits = text.new(f"bitcast {MASK} {chosen} to i{LANES}")
-    byte = text.new("lshr i64 %loop.i, 3")
-    text.lines.append(f"  store i{LANES} {bits}, ptr {text.at('i8', '%output', byte)}, align 1")
-    text.end("loop", {}, LANES, "%count")
-    return text.function()
 
 
 def stream_text() -> str:

@@ -8,6 +8,7 @@ values never lie in memory.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,7 +19,8 @@ import numpy as np
 from shardmerge.engine import torch_order
 from shardmerge.engine.assembly import LANES, STORED, StepLines, element, loop_text, rows_text
 from shardmerge.engine.counting import caught_text, keys_text, masks_text, maxima_text
-from shardmerge.engine.native import compiled, last_elements, place_of
+from shardmerge.engine.native import compiled, element_bits, last_elements, place_of
+from shardmerge.engine.scratch import scratch
 from shardmerge.methods.program import IN_TORCH_ORDER, Reduction
 
 if TYPE_CHECKING:
@@ -67,9 +69,22 @@ class NativeReduction:
         ways, left = halving(self.reduction, length, little=self.little)
         if ways == 1:
             return self.values(leaves, count, constants).reshape(kept, rows, length)
-        buffer = np.empty((kept, rows, length // ways), self._kind)
+        shape = kept, rows, length // ways
+        buffer = scratch(f"parts {self._kind}", math.prod(shape), self._kind).reshape(shape)
         self._call(ways, buffer, leaves, length, constants, np.array(rows, np.int64))
         return buffer[:, :, :left].copy()
+
+    def sums_of_tiles(
+        self, tiles: int, leaves: Sequence[int], count: int, constants: Sequence[float]
+    ) -> np.ndarray:
+        """Return the same as ``sums`` of few long rows, whose parts are not in memory together."""
+        length, sizes = count // tiles, element_bits(self.reduction)
+        parts = []
+        for begin in range(0, count, length):
+            pairs = zip(leaves, sizes, strict=False)
+            own = [leaf + begin * bits // 8 for leaf, bits in pairs]
+            parts.append(self.sums(1, [*own, *leaves[len(sizes) :]], length, constants))
+        return parts[0] if tiles == 1 else np.concatenate(parts, axis=1)
 
     def text(self, ways: int) -> str:
         """Return the text of the code for so many parts of a row."""

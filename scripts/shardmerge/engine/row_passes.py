@@ -14,11 +14,13 @@ from shardmerge.algebra.leaves import stated_dtype
 from shardmerge.algebra.lowering import reduction_for
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.call_tiles import CallTiles, to_text
+from shardmerge.engine.chance_turns import ReadValues
 from shardmerge.engine.philox import native_stream
-from shardmerge.engine.row_chances import native_choice
+from shardmerge.engine.row_chances import AT_ONCE, DrawnRowMasks, native_choice
 from shardmerge.engine.row_steps import RowCode, lowered_steps, row_groups
 from shardmerge.engine.stripes import Stripes
 from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
+from shardmerge.engine.tiles import ReducedTiles
 from shardmerge.engine.torch_tiles import TOGETHER, TorchTiles, in_one_pass
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.masks import ElementSpan
@@ -56,6 +58,8 @@ class RowPasses(CallTiles):
     def __init__(self, files: ReadFiles, numerics: Numerics) -> None:
         super().__init__(files, numerics)
         self._codes: dict[tuple[ex.Call, RowSteps], RowCode | None] = {}
+        #: Calls whose masks and sums are found of the same elements, each with a mark of its own.
+        self._sharing: dict[ex.Call, object] = {}
 
     def _rows(self, call: ex.Call, wanted: OfRows) -> np.ndarray:
         """Return what is asked for of vectors whose elements follow each other."""
@@ -184,13 +188,38 @@ class RowPasses(CallTiles):
         def keys(x: Elements) -> list[ElementValue]:
             return [value.key() for value in wanted.function(x)]
 
-        def values(spans: Sequence[ElementSpan]) -> np.ndarray:
+        def tiles() -> ReducedTiles:
             # a thread asks for many groups of a tensor's rows in turn, and its buffers are its own
             if getattr(_LAST, "keys", None) is not keys:
-                _LAST.keys, _LAST.tiles = keys, self._tiles(call, keys, "bits")
-            return _LAST.tiles.bits_of(spans).view(np.float32)
+                _LAST.keys = keys
+                _LAST.tiles = self._tiles(call, keys, "bits", self._shared(call))
+            return _LAST.tiles
+
+        def values(spans: Sequence[ElementSpan]) -> np.ndarray:
+            return tiles().bits_of(spans).view(np.float32)
 
         wanted = replace(wanted, numbers=tuple(map(native_stream, wanted.numbers)))
         choose = [native_choice(bounds, ranks) for bounds in wanted.bounds]
-        shape = call.inputs[0].shape
-        return RowMasks(values, wanted, shape, choose, little=self._little).masks()
+        shape, little = call.inputs[0].shape, self._little
+        if wanted.by_torch:
+            return RowMasks(values, wanted, shape, choose, little=little).masks()
+        self._sharing[call] = object()
+
+        def read(spans: Sequence[ElementSpan]) -> ReadValues | None:
+            return tiles().read(spans, AT_ONCE)
+
+        return DrawnRowMasks(values, read, wanted, shape, choose, little=little).masks()
+
+    def _shared(self, call: ex.Call) -> TileBuffers | None:
+        """Return what reads a call's leaves for its masks and for sums of what those choose.
+
+        None where masks need no values, or where few are asked for. A thread has its own.
+        """
+        if self._little or call not in self._sharing:
+            return None
+        if getattr(_LAST, "shared", None) is not self._sharing[call]:
+            _LAST.shared = self._sharing[call]
+            # an earlier tensor is seldom read again
+            before = getattr(_LAST, "reader", None)
+            _LAST.reader = self._reader(self._leaves(call), AT_ONCE, BLOCK, before)
+        return _LAST.reader

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +30,14 @@ class ReadFiles(Protocol):
         """Fill the beginning of a buffer with elements of what was located."""
 
 
+@dataclass
+class _Room:
+    """Buffers, and the mark of who read into them last."""
+
+    buffers: list[np.ndarray]
+    last: object = None
+
+
 class TileBuffers:
     """The buffers of some leaves.
 
@@ -37,9 +46,13 @@ class TileBuffers:
         files: That are read.
         sizes: Bytes of an element of each leaf.
         most: Elements that are read at once, at most.
+        behind: Elements before those that are read next, at most, that stay if they are there.
+        room: Buffers of the same size whose pages are used again; who read into them last has what
+            lies there.
 
     Attributes:
         starts: Addresses of the buffers.
+        most: As it is given.
         until: Up to which element all will be asked for in order.
     """
 
@@ -49,24 +62,31 @@ class TileBuffers:
         files: ReadFiles,
         sizes: Sequence[int],
         most: int = _AHEAD,
+        behind: int = 0,
+        room: TileBuffers | None = None,
     ) -> None:
-        self._locations, self._files, self._sizes, self._most = locations, files, sizes, most
+        self._locations, self._files, self._sizes, self.most = locations, files, sizes, most
+        self._behind = behind
         # of the last elements whole vectors can be read, whatever follows them
-        self._buffers = [np.empty((most + LANES) * size, np.uint8) for size in sizes]
+        lengths = [(behind + most + LANES) * size for size in sizes]
+        fits = room and [len(buffer) for buffer in room._room.buffers] == lengths
+        self._room = room._room if fits else _Room([np.empty(size, np.uint8) for size in lengths])
+        self._buffers, self._mark = self._room.buffers, object()
         self.starts = [buffer.ctypes.data for buffer in self._buffers]
         self._begin = self._end = self.until = 0
 
     def of(self, files: ReadFiles) -> TileBuffers:
         """Return buffers of the same leaves, whose elements another view of the files tells."""
-        return TileBuffers(self._locations, files, self._sizes, self._most)
+        return TileBuffers(self._locations, files, self._sizes, self.most, self._behind)
 
     def offset(self, first: int, count: int) -> int:
         """Return how far in the buffers elements that follow each other begin.
 
         They are read if need be.
         """
+        self._take()
         if not self._begin <= first <= first + count <= self._end:
-            self._read(first, max(count, min(self.until - first, self._most)))
+            self._read(first, max(count, min(self.until - first, self.most)))
         return first - self._begin
 
     def places(self, first: int, count: int) -> list[int]:
@@ -77,6 +97,7 @@ class TileBuffers:
 
     def gathered(self, spans: Sequence[tuple[int, int]]) -> list[int]:
         """Return the addresses of spans of elements, which are read one after the other."""
+        self._take()
         self._begin = self._end = 0
         for location, buffer, size in zip(self._locations, self._buffers, self._sizes, strict=True):
             place, view = 0, memoryview(buffer)
@@ -85,11 +106,30 @@ class TileBuffers:
                 place += count * size
         return self.starts
 
+    def _take(self) -> None:
+        """Know nothing of the buffers if another reads into them too, and did so last."""
+        if self._room.last is not self._mark:
+            self._room.last, self._begin, self._end = self._mark, 0, 0
+
     def _read(self, first: int, count: int) -> None:
-        self._begin = self._end = first
-        for location, buffer in zip(self._locations, self._buffers, strict=True):
-            self._files.read_elements(location, first, count, memoryview(buffer))
-        self._end = first + count
+        end = first + count
+        begin = self._keep(first)
+        for location, buffer, size in zip(self._locations, self._buffers, self._sizes, strict=True):
+            place, rest = (self._end - begin) * size, end - self._end
+            self._files.read_elements(location, self._end, rest, memoryview(buffer)[place:])
+        self._begin, self._end = begin, end
+
+    def _keep(self, first: int) -> int:
+        """Bring to the front what is there and stays; return where that begins."""
+        begin = max(self._begin, first - self._behind)
+        if not (self._behind and begin <= first <= self._end):
+            self._begin = self._end = first
+            return first
+        for buffer, size in zip(self._buffers, self._sizes, strict=True):
+            place, kept = (begin - self._begin) * size, (self._end - begin) * size
+            buffer[:kept] = buffer[place : place + kept]
+        self._begin = begin
+        return begin
 
 
 class ChosenRows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ import numpy as np
 
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import LANES
+from shardmerge.engine.chance_turns import ReadValues
 from shardmerge.engine.halves import halved_sum, halved_together
 from shardmerge.engine.native import place_of
 from shardmerge.engine.reductions import native_reduction
@@ -138,21 +140,45 @@ class ReducedTiles:
             chosen: Numbers of the tiles.
             step: Elements of a tile, at most BLOCK.
         """
-        spans = [(i * step, min(step, count - i * step)) for i in chosen]
-        self.in_order(count if len(spans) * step >= count else 0)
+        self.in_order(count if len(chosen) * step >= count else 0)
         if self._code.reduction.kind == "counts":
+            spans = [(i * step, min(step, count - i * step)) for i in chosen]
             return np.stack([self._counts(*span).astype(np.float64) for span in spans], axis=-1)
-        return halved_together([self._parts(*span) for span in spans])
+        groups = self._together(chosen, count, step)
+        return halved_together([part for group in groups for part in self._parts(*group)])
+
+    def _together(
+        self, chosen: Sequence[int], count: int, step: int
+    ) -> Iterator[tuple[int, int, int]]:
+        """Yield (first element, elements, tiles) of tiles that are added up in one go.
+
+        Those follow each other, and have the same constants.
+        """
+        most = self._buffers.most // step if self._given.stays else 1
+        for _, run in itertools.groupby(enumerate(chosen), lambda pair: pair[1] - pair[0]):
+            tiles = [tile for _, tile in run]
+            last = tiles.pop() if (tiles[-1] + 1) * step > count else None
+            for k in range(0, len(tiles), most):
+                some = len(tiles[k : k + most])
+                yield tiles[k] * step, some * step, some
+            if last is not None:
+                yield last * step, count - last * step, 1
 
     def in_order(self, until: int) -> None:
         """Expect that all elements up to one are asked for in order."""
         self._buffers.until = until
 
-    def _parts(self, first: int, count: int) -> np.ndarray:
-        """Return few values that add up to a tile's sums by halves, float64 [sums, some]."""
-        found = self._run(first, count, partial(self._code.sums, 1))
-        parts = self._whole(found, first, count, 1)[:, 0]
-        return parts if parts.shape[1] <= LANES else halved_sum(parts)[:, None]
+    def _parts(self, first: int, count: int, tiles: int) -> list[np.ndarray]:
+        """Return of each tile few values that add up to its sums by halves, float64 [sums, some].
+
+        Args:
+            first, count: The elements of all tiles.
+            tiles: How many there are, of the same length.
+        """
+        found = self._run(first, count, partial(self._code.sums_of_tiles, tiles))
+        parts = self._whole(found, first, count, tiles)
+        parts = parts if parts.shape[2] <= LANES else halved_sum(parts)[:, :, None]
+        return [parts[:, k] for k in range(tiles)]
 
     def _counts(self, first: int, count: int) -> np.ndarray:
         return np.sum(self._run(first, count, self._code.counts), axis=0)
@@ -244,6 +270,18 @@ class ReducedTiles:
             return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
         return self._code.bits(self._buffers.gathered(spans), count, given.constants)
 
+    def read(self, spans: Sequence[tuple[int, int]], most: int) -> ReadValues | None:
+        """Return the keys of spans of elements, one after the other, that code is to make.
+
+        None where something depends on where elements lie, and where they are more than ``most``.
+        """
+        given = self._given
+        if given.moving or given.loads or given.tables or sum(n for _, n in spans) > most:
+            return None
+        buffers = self._buffers
+        places = buffers.places(*spans[0]) if len(spans) == 1 else buffers.gathered(spans)
+        return ReadValues(self._code.address(1), places, self._sizes, given.constants)
+
     def _halves(self, first: int, count: int, columns: int) -> np.ndarray:
         """Return the sum of consecutive rows by halves, [sums, columns].
 
@@ -272,9 +310,13 @@ class ReducedTiles:
         self, first: int, count: int, function: Callable[..., _T], *more: np.ndarray
     ) -> list[_T]:
         """Return what a function makes of a tile, in pieces where constants change."""
+        # what is loaded may be found of the same elements, with more of them read
+        pieces = [
+            (*piece, [_longer(load(*piece[:2])) for load in self._given.loads])
+            for piece in self._given.pieces(first, count)
+        ]
         places, results = self._buffers.places(first, count), []
-        for begin, size, constants in self._given.pieces(first, count):
-            made = [_longer(load(begin, size)) for load in self._given.loads]
+        for begin, size, constants, made in pieces:
             pairs = zip(places, self._sizes, strict=True)
             leaves = [place + (begin - first) * one for place, one in pairs]
             leaves += [*map(place_of, made), *self._tables]

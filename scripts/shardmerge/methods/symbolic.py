@@ -170,6 +170,11 @@ class Given:
     first: int | None = None
     lengths: dict[int, int] = field(default_factory=dict)
 
+    @property
+    def stays(self) -> bool:
+        """Whether constants are the same for all elements."""
+        return not self.moving and self.first is None
+
     def pieces(self, first: int, count: int) -> Iterator[tuple[int, int, list[float]]]:
         """Yield (first element, number, constants) of parts of which constants are the same.
 

@@ -16,6 +16,8 @@ from llvmlite import binding
 
 from helpers import method_bytes
 from shardmerge.engine import (
+    chance_turns,
+    chances,
     choice_text,
     heap_text,
     mersenne,
@@ -99,7 +101,7 @@ CASES: dict[str, tuple[Callable[[], str], int]] = {
     "listed stops": (parted_text.listed_text, 4 * COUNT),
     "replaced stops": (parted_text.replaced_text, 4 * COUNT),
     "stream": (philox.stream_text, 32 * 56),
-    "below": (philox.below_text, COUNT // 8),
+    "below": (chances.below_text, COUNT // 8),
     "masked": (lambda: native.assembly(MASKED), 2 * COUNT),
     "states": (mersenne.states_text, 624 * 4 * COUNT),
 }
@@ -132,15 +134,20 @@ def test_code_is_made(name: str) -> None:
     assert_compiled(CASES[name][0]())
 
 
+@pytest.mark.parametrize("ranked", [True, False])
+def test_code_that_calls_other_code_is_made(ranked: bool) -> None:
+    assert_compiled(chance_turns.turns_text(ranked))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not native.is_usable(), reason="no native code here")
 def test_code_is_made_of_every_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = set()
     made = native.compiled
 
-    def recorded(text: str) -> Callable[..., None]:
+    def recorded(text: str, effort: int = 2) -> Callable[..., None]:
         texts.add(text)
-        return made(text)
+        return made(text, effort)
 
     for module in (native, reductions, row_steps):
         monkeypatch.setattr(module, "compiled", recorded)

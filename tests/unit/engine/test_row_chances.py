@@ -8,14 +8,19 @@ import torch
 
 from helpers.sort_orders import bad_order
 from shardmerge.engine import native, quick_ranks
-from shardmerge.engine.philox import chosen_by_chance, native_stream
-from shardmerge.engine.row_chances import native_choice
+from shardmerge.engine.assembly import LANES
+from shardmerge.engine.chance_turns import ReadValues
+from shardmerge.engine.chances import chosen_by_chance
+from shardmerge.engine.philox import native_stream
+from shardmerge.engine.reductions import native_reduction
+from shardmerge.engine.row_chances import DrawnRowMasks, native_choice
 from shardmerge.engine.row_ranks import native_ranks
 from shardmerge.methods.kernels import masks
 from shardmerge.methods.kernels.execute import torch_ranks
 from shardmerge.methods.kernels.keys import RandomStream
 from shardmerge.methods.kernels.ranks import RowMasks, choice_by, ranks_along
 from shardmerge.methods.passes import Chances, RowChances
+from shardmerge.methods.program import Reduction
 
 pytestmark = pytest.mark.skipif(not native.is_usable(), reason="no native code here")
 ODD = np.array([np.inf, np.nan, 0.0, 1e-45, 3e38, 1.0, 1e-3], "f4")
@@ -128,6 +133,44 @@ class TestMasks:
             spans = [(first, min(71, values.size - first)) for first in range(0, values.size, 71)]
             parts = [masks.mask_of(mask(*span), span[1]) for span in spans]
             assert np.array_equal(np.concatenate(parts), expected)
+
+    #: Of two values: the second's keys, then the first's.
+    KEYS = Reduction(("F32", "F32"), (("key", (1,)), ("key", (0,))), (), "bits", (2, 3))
+
+    @pytest.mark.parametrize("little", [False, True])
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("shape", [(40, 33), (700, 1000), (3, 20_001), (70_000,), (50, 1)])
+    def test_numbers_are_made_and_compared_in_turns(
+        self, kind: str, shape: tuple[int, ...], little: bool
+    ) -> None:
+        """Of all elements, and of single rows, also where ranks have to be found by sorting."""
+        count, length = int(np.prod(shape)), shape[-1]
+        first = changes(kind, (1, count)).reshape(-1)
+        values = np.ascontiguousarray(first[::-1]), first
+        streams, table = (RandomStream((3, 4)), RandomStream((5, 6))), bounds_of(length)
+        wanted = RowChances(lambda x: [], streams, (table, bounds_of(length, 0.1, 0.9)))
+        kept: list[np.ndarray] = []
+
+        def of(spans: list[masks.ElementSpan]) -> list[np.ndarray]:
+            return [np.concatenate([x[at : at + size] for at, size in spans]) for x in values]
+
+        def read(spans: list[masks.ElementSpan]) -> ReadValues:
+            kept[:] = [np.append(x, np.zeros(LANES, "f4")) for x in of(spans)[::-1]]
+            code = native_reduction(self.KEYS).address(1)
+            return ReadValues(code, [native.place_of(x) for x in kept], [4, 4], ())
+
+        drawn = tuple(map(native_stream, streams))
+        made = DrawnRowMasks(
+            of, read, RowChances(wanted.function, drawn, wanted.bounds), shape,
+            [native_choice(one) for one in wanted.bounds], little=little,
+        ).masks()  # fmt: skip
+        for mask, x, stream, one in zip(made, values, streams, wanted.bounds, strict=True):
+            rows = x.reshape(-1, length)
+            numbers = stream(0, count).reshape(rows.shape)
+            expected = choice_by(ranks_along, one)(rows, numbers).reshape(-1)
+            for runs in ([(0, count)], [(count // 3, 5), (count - 4, 4)], [(7, count // 2)]):
+                some = np.concatenate([expected[at : at + size] for at, size in runs])
+                assert np.array_equal(masks.mask_of_runs(mask, runs), some)
 
     @pytest.mark.parametrize("step", [13, 16])
     def test_groups_are_found_together(self, step: int) -> None:

@@ -6,7 +6,6 @@ The first of eight elements is the lowest bit of a byte.
 from __future__ import annotations
 
 import abc
-import bisect
 import itertools
 import threading
 from collections import OrderedDict
@@ -165,12 +164,13 @@ class SpanMasks(FoundMasks):
 
     def of_runs(self, kind: int, runs: Sequence[ElementSpan]) -> list[np.ndarray]:
         self._find_all(runs)
-        return [self._masks[kind](self._place(run), run[1]) for run in runs]
+        pairs = zip(self._placed(runs), runs, strict=True)
+        return [self._masks[kind](place, count) for place, (_, count) in pairs]
 
     def joined(self, kind: int, runs: Sequence[ElementSpan]) -> np.ndarray:
         self._find_all(runs)
-        whole, places = mask_of(self._masks[kind].bits, self._places[-1]), map(self._place, runs)
-        pairs = zip(places, runs, strict=True)
+        whole = mask_of(self._masks[kind].bits, self._places[-1])
+        pairs = zip(self._placed(runs), runs, strict=True)
         return np.concatenate([whole[place : place + count] for place, (_, count) in pairs])
 
     def _find_all(self, runs: Sequence[ElementSpan]) -> None:
@@ -208,11 +208,11 @@ class SpanMasks(FoundMasks):
         made = zip(*map(self._find, chunks), strict=True)
         return [BitMask(_joined(parts, sizes)) for parts in made]
 
-    def _place(self, run: ElementSpan) -> int:
-        """Return where the first bit of a run lies among those that are kept."""
-        first, _ = run
-        number = bisect.bisect_right(self._begins, first) - 1
-        return self._places[number] + first - self._begins[number]
+    def _placed(self, runs: Sequence[ElementSpan]) -> list[int]:
+        """Return where the first bit of each run lies among those that are kept."""
+        firsts = np.array([first for first, _ in runs])
+        numbers = np.searchsorted(self._begins, firsts, side="right") - 1
+        return (firsts + np.subtract(self._places[:-1], self._begins)[numbers]).tolist()
 
 
 class KeptMasks(FoundMasks):
@@ -223,6 +223,11 @@ class KeptMasks(FoundMasks):
         self._number = next(_NUMBERS)
 
     def of_runs(self, kind: int, runs: Sequence[ElementSpan]) -> list[np.ndarray]:
+        if len(runs) == 1:
+            groups = self._groups(*runs[0])
+            return [
+                self._cut(*runs[0], {at: bits[kind] for at, bits in self._found(groups).items()})
+            ]
         groups = {at for run in runs for at in self._groups(*run)}
         found = self._found(sorted(groups))
         return [self._cut(*run, {at: found[at][kind] for at in self._groups(*run)}) for run in runs]
@@ -248,6 +253,8 @@ class KeptMasks(FoundMasks):
     def _found(self, groups: Sequence[int]) -> dict[int, list[np.ndarray]]:
         """Return the masks of groups; of those that lack many are found at once."""
         found = {at: _KEPT.get(self._number, at) for at in groups}
+        if all(found.values()):
+            return found
         lack, most = [at for at in groups if found[at] is None], max(1, BLOCK // self._step)
         for k in range(0, len(lack), most):
             found |= self._find_groups(lack[k : k + most])
