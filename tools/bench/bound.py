@@ -11,7 +11,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,12 +70,10 @@ def move(sources: Sequence[Path], output: Path) -> str:
 def main() -> None:
     output, *models = map(Path, sys.argv[1:])
     output.mkdir()
-    jobs: list[Future[str]] = []
+    names = sorted(path.name for path in models[0].glob("*.safetensors"))
+    sources = [[model / name for model in models] for name in names]
     with ProcessPoolExecutor(2) as pool:
-        for name in sorted(path.name for path in models[0].glob("*.safetensors")):
-            jobs.append(pool.submit(move, [model / name for model in models], output / name))
-        for job in jobs:
-            job.result()
+        list(pool.map(move, sources, [output / name for name in names]))  # raises what a job did
 
 
 if __name__ == "__main__":

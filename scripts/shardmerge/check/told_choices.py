@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from shardmerge.algebra.samples import Runs
-from shardmerge.engine.choice_bounds import Boundaries, KeysOf, keys_of_runs
+from shardmerge.engine.choice_bounds import Boundaries, KeysOf
 from shardmerge.engine.telling import Side, sides_of
-from shardmerge.methods.kernels.masks import BitMask, bits_of
+from shardmerge.methods.kernels.masks import BitMask, bits_of, numbers_of
 from shardmerge.methods.passes import GREATEST_KEY, KeyBand, Ranks
 
 _NOWHERE = (0, 0)
@@ -106,7 +106,7 @@ class ToldMask:
         """
         if row.is_empty:
             return cls({}, whole)
-        chosen, perhaps = row.limits(count).told(np.concatenate(keys_of_runs(keys, runs)))
+        chosen, perhaps = row.limits(count).told(numbers_of(keys, runs))
         bits = _bits(row.text, np.count_nonzero(perhaps))
         if bits is None:
             return None

@@ -15,7 +15,7 @@ from shardmerge.base.weightfolders import folder_of, own_name
 from shardmerge.compose.architecture.names import layer_counts
 from shardmerge.compose.architecture.predictors import real_layers
 from shardmerge.formats.interface import LogicalTensor
-from shardmerge.sources.lock import Lock, LockedSource, LockedTensor
+from shardmerge.sources.lock import Lock, LockedSource, LockedTensor, as_in_files
 from shardmerge.sources.quantised import weights_of
 
 #: Files of a model, each behind the number of what comes before or after it.
@@ -100,9 +100,8 @@ class SourceModel(Model):
             leaves |= {name: stored[name] for name in weights.plain}
             leads = {name: source.tensors[one.lead.tensor] for name, one in decoded}
             self._leads = leads | weights.plain
-        places = sorted([(lead.file, lead.begin, name) for name, lead in self._leads.items()])
         self._files: dict[str, FilePlaces] = {file: ((0, file),) for file in files}
-        self._leaves = {name: leaves[name] for _, _, name in places}
+        self._leaves = {name: leaves[name] for name in as_in_files(self._leads)}
         known: dict[Any, tuple[Entry, TensorKind | None]] = {}
         found = []
         for name, leaf in self._leaves.items():

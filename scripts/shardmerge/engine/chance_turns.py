@@ -16,10 +16,13 @@ from shardmerge.engine.native import ArrayCode, array_code, place_of
 from shardmerge.engine.philox import BEYOND, given_of, stream_text
 from shardmerge.engine.scratch import scratch
 from shardmerge.engine.text import Text
+from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.keys import DRAWS, Key
 
 #: Elements of a turn, if a row has no more.
 TOGETHER = 1 << 14
+#: Elements whose masks are found together.
+AT_ONCE = 4 * BLOCK
 #: The first element of a turn, its rows, and the elements of each: int64 [turns, 3].
 Turns = np.ndarray
 
@@ -85,7 +88,6 @@ class ChanceTurns:
         numbers = scratch("numbers", whole + BEYOND + DRAWS + LANES, np.uint32)
         room = scratch("room", max(self._room, 1), np.uint32)
         given = self._given.copy()  # the stream's code is told its first counter there
-        pairs = zip(self._most, range(kinds), strict=True)
         rows = np.array(
             [
                 (
@@ -94,7 +96,7 @@ class ChanceTurns:
                     place_of(left) + k * left.strides[0],
                     output + k * stride,
                 )
-                for greatest, k in pairs
+                for k, greatest in enumerate(self._most)
             ],
             np.int64,
         )

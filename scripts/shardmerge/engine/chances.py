@@ -7,18 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from shardmerge.engine.assembly import INT, LANES, MASK
-from shardmerge.engine.chance_turns import ChanceTurns, turns_of
+from shardmerge.engine.chance_turns import AT_ONCE, ChanceTurns, turns_of
 from shardmerge.engine.native import array_code, place_of
 from shardmerge.engine.text import Text
-from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.keys import RandomStream
 from shardmerge.methods.kernels.masks import ElementSpan, KeptMasks, SpanMasks, bits_of, numbers_of
 from shardmerge.methods.passes import Chances, Masks
 
 _BYTE = 8
 _GREATEST = (1 << 32) - 1
-#: Elements whose masks are found together.
-_AT_ONCE = 4 * BLOCK
 
 
 def chosen_by_chance(wanted: Chances, count: int, *, little: bool = False) -> list[Masks]:
@@ -30,7 +27,7 @@ def chosen_by_chance(wanted: Chances, count: int, *, little: bool = False) -> li
         little: Whether few are asked for.
     """
     drawn, kinds = _Drawn(wanted), len(wanted.bounds)
-    kept = SpanMasks(drawn, LANES, count) if little else KeptMasks(drawn, _AT_ONCE, count)
+    kept = SpanMasks(drawn, LANES, count) if little else KeptMasks(drawn, AT_ONCE, count)
     return kept.masks(kinds)
 
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from shardmerge.engine.quick_choice_text import NAN
-from shardmerge.methods.kernels.masks import numbers_of
 from shardmerge.methods.passes import Ranks
 
 #: Returns the keys of consecutive elements, uint32: (first, count).
 KeysOf = Callable[[int, int], np.ndarray]
-
-
-def keys_of_runs(keys: KeysOf, runs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-    """Return the keys of each run of elements."""
-    ends = np.cumsum([count for _, count in runs])
-    return np.split(numbers_of(keys, runs), ends[:-1])
 
 
 @dataclass(frozen=True)

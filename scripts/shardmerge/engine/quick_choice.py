@@ -16,11 +16,11 @@ import numpy as np
 
 from shardmerge.algebra.samples import Runs
 from shardmerge.engine.assembly import LANES
-from shardmerge.engine.choice_bounds import Boundaries, KeysOf, keys_of_runs
+from shardmerge.engine.choice_bounds import Boundaries, KeysOf
 from shardmerge.engine.memory import CHOOSABLE
 from shardmerge.engine.quick_parts import choose
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.masks import BitMask, mask_of
+from shardmerge.methods.kernels.masks import BitMask, mask_of, numbers_of
 from shardmerge.methods.passes import KeyBand, Order, Ranks
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def open_bits(mask: BitMask, keys: KeysOf, limits: Boundaries, runs: Runs) -> st
     """Return as text which elements of the boundaries' keys are chosen, of some runs."""
     if not limits.open:
         return ""
-    _, perhaps = limits.told(np.concatenate(keys_of_runs(keys, runs)))
+    _, perhaps = limits.told(numbers_of(keys, runs))
     bits = np.concatenate([mask_of(mask(*run), run[1]) for run in runs])[perhaps]
     return base64.b64encode(np.packbits(bits)).decode()
 

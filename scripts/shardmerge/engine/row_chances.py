@@ -12,20 +12,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from shardmerge.engine.assembly import LANES
-from shardmerge.engine.chance_turns import ChanceTurns, ReadValues, turns_of
+from shardmerge.engine.chance_turns import AT_ONCE, ChanceTurns, ReadValues, turns_of
 from shardmerge.engine.choice_text import OPEN, choice_text, room_of
 from shardmerge.engine.native import array_code, place_of
 from shardmerge.engine.row_ranks import native_ranks
 from shardmerge.engine.scratch import scratch
-from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.keys import RandomStream
 from shardmerge.methods.kernels.masks import ElementSpan, bits_of, numbers_of
 from shardmerge.methods.kernels.ranks import Choose, RowMasks, choice_by
 from shardmerge.methods.passes import RowChances
 
 _MOST_BUCKETS = 1 << 14
-#: Elements whose masks are found together.
-AT_ONCE = 4 * BLOCK
 #: Returns values of spans that were read, None where they take more.
 ReadSpans = Callable[[Sequence[ElementSpan]], ReadValues | None]
 

@@ -14,9 +14,9 @@ from shardmerge.algebra.leaves import stated_dtype
 from shardmerge.algebra.lowering import reduction_for
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.call_tiles import CallTiles, to_text
-from shardmerge.engine.chance_turns import ReadValues
+from shardmerge.engine.chance_turns import AT_ONCE, ReadValues
 from shardmerge.engine.philox import native_stream
-from shardmerge.engine.row_chances import AT_ONCE, DrawnRowMasks, native_choice
+from shardmerge.engine.row_chances import DrawnRowMasks, native_choice
 from shardmerge.engine.row_steps import RowCode, lowered_steps, row_groups
 from shardmerge.engine.stripes import Stripes
 from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers

@@ -264,23 +264,27 @@ class ReducedTiles:
 
         Where nothing depends on where elements lie, spans are looked at together.
         """
-        count, given = sum(size for _, size in spans), self._given
-        if len(spans) == 1 or count > BLOCK or given.moving or given.loads or given.tables:
+        count = sum(size for _, size in spans)
+        if len(spans) == 1 or count > BLOCK or not self._is_same:
             found = [self.bits(*span) for span in spans]
             return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
-        return self._code.bits(self._buffers.gathered(spans), count, given.constants)
+        return self._code.bits(self._buffers.gathered(spans), count, self._given.constants)
 
     def read(self, spans: Sequence[tuple[int, int]], most: int) -> ReadValues | None:
         """Return the keys of spans of elements, one after the other, that code is to make.
 
         None where something depends on where elements lie, and where they are more than ``most``.
         """
-        given = self._given
-        if given.moving or given.loads or given.tables or sum(n for _, n in spans) > most:
+        if not self._is_same or sum(n for _, n in spans) > most:
             return None
         buffers = self._buffers
         places = buffers.places(*spans[0]) if len(spans) == 1 else buffers.gathered(spans)
-        return ReadValues(self._code.address(1), places, self._sizes, given.constants)
+        return ReadValues(self._code.address(1), places, self._sizes, self._given.constants)
+
+    @property
+    def _is_same(self) -> bool:
+        """Whether nothing depends on where elements lie."""
+        return self._given.stays and not self._given.loads
 
     def _halves(self, first: int, count: int, columns: int) -> np.ndarray:
         """Return the sum of consecutive rows by halves, [sums, columns].

@@ -223,14 +223,10 @@ class KeptMasks(FoundMasks):
         self._number = next(_NUMBERS)
 
     def of_runs(self, kind: int, runs: Sequence[ElementSpan]) -> list[np.ndarray]:
-        if len(runs) == 1:
-            groups = self._groups(*runs[0])
-            return [
-                self._cut(*runs[0], {at: bits[kind] for at, bits in self._found(groups).items()})
-            ]
-        groups = {at for run in runs for at in self._groups(*run)}
-        found = self._found(sorted(groups))
-        return [self._cut(*run, {at: found[at][kind] for at in self._groups(*run)}) for run in runs]
+        groups = [self._groups(*run) for run in runs]
+        found = self._found(sorted(set().union(*groups)))
+        pairs = zip(runs, groups, strict=True)
+        return [self._cut(*run, {at: found[at][kind] for at in own}) for run, own in pairs]
 
     def _groups(self, first: int, count: int) -> range:
         return range(first // self._step * self._step, first + count, self._step)
@@ -253,8 +249,6 @@ class KeptMasks(FoundMasks):
     def _found(self, groups: Sequence[int]) -> dict[int, list[np.ndarray]]:
         """Return the masks of groups; of those that lack many are found at once."""
         found = {at: _KEPT.get(self._number, at) for at in groups}
-        if all(found.values()):
-            return found
         lack, most = [at for at in groups if found[at] is None], max(1, BLOCK // self._step)
         for k in range(0, len(lack), most):
             found |= self._find_groups(lack[k : k + most])

@@ -26,18 +26,19 @@ _FAR = 1e6
 #: The only number of 16 bits whose sine torch rounds in two ways: in float32 it lies so near the
 #: middle between two of float16 that it is that middle, or the number before it in vectors' code.
 _BETWEEN, _NEARER = 300.0, 0.99951171875
+#: Of these a number of Python is a factor or divisor.
+_SCALING = (np.multiply, np.divide)
 
 
 @dataclass(frozen=True)
-class TypedNumbers:
-    """Numbers of a type, with the operators that torch's tensors have.
+class TypedNumbers(Numbers):
+    """Numbers of a type: what operators make of them is rounded to it.
 
     Args:
         array: The numbers: float32 for float16, bfloat16 and float32, else float64 or bool.
         dtype: Code of the type: F16, BF16, F32, F64 or BOOL.
     """
 
-    array: np.ndarray
     dtype: str
 
     def _alike(self, other: TypedNumbers | float) -> TypedNumbers:
@@ -48,53 +49,22 @@ class TypedNumbers:
             return TypedNumbers(np.float64(other), "F64")
         return numbers_of(other, self.dtype)
 
-    def _with(self, function: Callable, other: TypedNumbers | float) -> TypedNumbers:
+    def _with(self, function: Any, other: TypedNumbers | float) -> TypedNumbers:
         own, code = self.array, self.dtype
-        if not isinstance(other, TypedNumbers):
+        if function not in _SCALING:
+            other = self._alike(other)
+        elif not isinstance(other, TypedNumbers):
             other = TypedNumbers(own.dtype.type(other), code)
         if other.dtype != code:
             code = "F64" if "F64" in (code, other.dtype) else "F32"
         with np.errstate(all="ignore"):
             made = function(own, other.array)
+            if made.dtype == bool:
+                return TypedNumbers(made, "BOOL")
             return TypedNumbers(made if code == "F64" else narrowed(made, code), code)
 
-    def _compared(self, function: Callable, other: TypedNumbers | float) -> TypedNumbers:
-        return TypedNumbers(function(self.array, self._alike(other).array), "BOOL")
-
-    def __add__(self, other: TypedNumbers | float) -> TypedNumbers:
-        return self._with(np.add, self._alike(other))
-
-    def __sub__(self, other: TypedNumbers | float) -> TypedNumbers:
-        return self._with(np.subtract, self._alike(other))
-
-    def __mul__(self, other: TypedNumbers | float) -> TypedNumbers:
-        return self._with(np.multiply, other)
-
-    def __truediv__(self, other: TypedNumbers | float) -> TypedNumbers:
-        return self._with(np.divide, other)
-
-    def __gt__(self, other: TypedNumbers | float) -> TypedNumbers:
-        return self._compared(np.greater, other)
-
-    def __ge__(self, other: TypedNumbers | float) -> TypedNumbers:
-        return self._compared(np.greater_equal, other)
-
-    def __lt__(self, other: TypedNumbers | float) -> TypedNumbers:
-        return self._compared(np.less, other)
-
     def __le__(self, other: TypedNumbers | float) -> TypedNumbers:
-        return self._compared(np.less_equal, other)
-
-    def __and__(self, other: TypedNumbers) -> TypedNumbers:
-        return TypedNumbers(self.array & other.array, "BOOL")
-
-    def eq(self, other: TypedNumbers | float) -> TypedNumbers:
-        """Return where two numbers are equal."""
-        return self._compared(np.equal, other)
-
-    def ne(self, other: TypedNumbers | float) -> TypedNumbers:
-        """Return where two numbers differ."""
-        return self._compared(np.not_equal, other)
+        return self._with(np.less_equal, other)
 
     def abs(self) -> TypedNumbers:
         """Return the magnitudes."""

@@ -185,7 +185,7 @@ def model_stock(group: Group) -> Passes:
 
 
 def _stock_share(cosines: Sequence[TypedNumbers], models: int) -> TypedNumbers:
-    """Return Model Stock's share of the mean, as ``mergekit.stock_share`` does, by vectors.
+    """Return Model Stock's share of the mean, as ``mergekit.model_stock`` does, by vectors.
 
     Args:
         cosines: Of the task vectors of each two models.
