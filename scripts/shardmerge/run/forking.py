@@ -28,9 +28,16 @@ from shardmerge.run.worker import (
 #: Imported before the first job: all that merging, checking and packaging a model needs.
 _PLAIN = (
     "argparse",
+    "numpy.random",
     "shardmerge.base.malloc",
     "shardmerge.engine.native_lane",
     "shardmerge.methods",
+    "shardmerge.methods.blending.passes",
+    "shardmerge.methods.localized.passes",
+    "shardmerge.methods.measured.passes",
+    "shardmerge.methods.spherical.passes",
+    "shardmerge.methods.task_vectors.kept",
+    "shardmerge.methods.task_vectors.passes",
     "shardmerge.plan.files",
     "shardmerge.plan.records",
     "shardmerge.check.shard",
@@ -46,6 +53,7 @@ _PLAIN = (
     "shardmerge.run.runs",
     "shardmerge.run.shard_inputs",
     "shardmerge.run.shared_code",
+    "xxhash",
 )
 _PRELOADED = {
     PLAIN: _PLAIN,
