@@ -33,6 +33,7 @@ _PLAIN = (
     "shardmerge.engine.native_lane",
     "shardmerge.methods",
     "shardmerge.methods.blending.passes",
+    "shardmerge.methods.localized.competition",
     "shardmerge.methods.localized.passes",
     "shardmerge.methods.measured.passes",
     "shardmerge.methods.spherical.passes",
