@@ -24,7 +24,7 @@ _BESIDES = 1 << 14
 
 
 @dataclass(frozen=True)
-class Made:
+class ObjectCode:
     """An object file, of this processor's kind.
 
     Args:
@@ -49,7 +49,7 @@ class _Code:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.listener: Callable[[Made], None] | None = None
+        self.listener: Callable[[ObjectCode], None] | None = None
         self._functions: dict[str, Callable[..., None]] = {}
         self._engine: binding.ExecutionEngine | None = None
 
@@ -59,20 +59,20 @@ class _Code:
         with self.lock:
             new = {n: t for n, t in zip(names, texts, strict=True) if n not in self._functions}
             if new:
-                made = Made((*new,), _object(new, *how))
+                made = ObjectCode((*new,), _object(new, *how))
                 self._load(made)
                 if self.listener:
                     self.listener(made)
             return [self._functions[name] for name in names]
 
-    def add(self, made: Made) -> bool:
+    def add(self, made: ObjectCode) -> bool:
         with self.lock:
             if self._functions.keys() >= {*made.names}:
                 return False
             self._load(made)
             return True
 
-    def _load(self, made: Made) -> None:
+    def _load(self, made: ObjectCode) -> None:
         """Load an object; its functions that are there already stay as they are."""
         if self._engine is None:
             _initialise()
@@ -108,7 +108,7 @@ def compiled_together(texts: Sequence[str], effort: int = 2) -> list[Callable[..
     return _CODE.functions(texts, effort)
 
 
-def take_over(made: Made) -> bool:
+def take_over(made: ObjectCode) -> bool:
     """Load what another process made, unless it is there; return whether it was loaded.
 
     That process must be one of the same program on the same processor: nothing is looked at.
@@ -116,7 +116,7 @@ def take_over(made: Made) -> bool:
     return _CODE.add(made)
 
 
-def tell(listener: Callable[[Made], None]) -> None:
+def tell_of_code(listener: Callable[[ObjectCode], None]) -> None:
     """Have a function called with all that this process makes from now on."""
     _CODE.listener = listener
 

@@ -22,7 +22,7 @@ from shardmerge.run.worker import (
     began,
     begin,
     peer_of,
-    unpacked,
+    unpack_request,
 )
 
 #: Imported before the first job: all that merging, checking and packaging a model needs.
@@ -153,7 +153,7 @@ def _run_here(request: bytes, descriptors: list[int], process: int) -> None:
         for number, descriptor in enumerate(descriptors):
             os.dup2(descriptor, number)
             os.close(descriptor)
-        sys.argv, folder, environment, at = unpacked(request)
+        sys.argv, folder, environment, at = unpack_request(request)
         begin(began(process) if at is None else at)
         os.chdir(folder)
         os.environ.clear()

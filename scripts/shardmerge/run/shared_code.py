@@ -11,7 +11,7 @@ import contextlib
 import socket
 
 from shardmerge.engine import machine_code
-from shardmerge.engine.machine_code import Made
+from shardmerge.engine.machine_code import ObjectCode
 
 #: Bytes of memory that code of jobs takes at most.
 _ROOM = 64 << 20
@@ -36,16 +36,16 @@ class SharedCode:
         with contextlib.suppress(BlockingIOError):
             while True:
                 names, _, data = self._here.recv(_MOST).partition(b"\n")
-                made = Made(tuple(names.decode().split()), data)
+                made = ObjectCode(tuple(names.decode().split()), data)
                 if made.room <= self._room and machine_code.take_over(made):
                     self._room -= made.room
 
     def send_from_here(self) -> None:
         """In a fork: send all code that is made from now on."""
         self._here.close()
-        machine_code.tell(self._send)
+        machine_code.tell_of_code(self._send)
 
-    def _send(self, made: Made) -> None:
+    def _send(self, made: ObjectCode) -> None:
         packet = " ".join(made.names).encode() + b"\n" + made.data
         if len(packet) <= _MOST:
             with contextlib.suppress(OSError):  # too long, too many, or nobody is there

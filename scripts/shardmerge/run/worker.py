@@ -145,7 +145,7 @@ def delegate(kind: str = PLAIN) -> None:
     with _Stopping(connection) as stopped:
         try:
             given = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, _integers(0, 1, 2))]
-            connection.sendmsg([packed(sys.argv, os.getcwd(), os.environ, _began)], given)
+            connection.sendmsg([pack_request(sys.argv, os.getcwd(), os.environ, _began)], given)
             status = connection.recv(16)
         except OSError:
             status = b""
@@ -220,7 +220,7 @@ class _Stopping:
         self._connection.shutdown(_socket.SHUT_WR)
 
 
-def packed(
+def pack_request(
     words: Sequence[str], folder: str, environment: Mapping[str, str], at: float | None
 ) -> bytes:
     """Return what a fork is asked for with: none of it has a character 0.
@@ -242,8 +242,8 @@ def packed(
     return found
 
 
-def unpacked(request: bytes) -> tuple[list[str], str, dict[str, str], float | None]:
-    """Return what was ``packed``."""
+def unpack_request(request: bytes) -> tuple[list[str], str, dict[str, str], float | None]:
+    """Return what was packed (``pack_request``)."""
     at, folder, count, *rest = os.fsdecode(request).split("\0")
     words, variables = rest[: int(count)], rest[int(count) :]
     pairs = (one.partition("=") for one in variables)

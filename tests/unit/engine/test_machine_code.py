@@ -12,7 +12,7 @@ import pytest
 from llvmlite import binding
 
 from shardmerge.engine import heap_text, machine_code, native, philox
-from shardmerge.engine.machine_code import Made
+from shardmerge.engine.machine_code import ObjectCode
 from shardmerge.engine.native import assembly
 from shardmerge.methods.program import Program
 
@@ -28,12 +28,14 @@ KEPT: list[machine_code._Code] = []
 TEXTS = [assembly(program) for program in PROGRAMS]
 
 
-def made_of(texts: list[str], effort: int = 2) -> tuple[machine_code._Code, list[Any], list[Made]]:
+def made_of(
+    texts: list[str], effort: int = 2
+) -> tuple[machine_code._Code, list[Any], list[ObjectCode]]:
     """Make code as a process does that has none; return that, the functions and what it tells."""
     code, told = machine_code._Code(), []
     KEPT.append(code)
     code.listener = told.append
-    return code, code.functions(texts, effort), told
+    return code, code.functions(texts, 2), told
 
 
 def results(function: Callable[..., None]) -> bytes:
@@ -97,8 +99,8 @@ class TestLoaded:
 
 def test_a_process_tells_what_it_makes_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_code, "_CODE", machine_code._Code())
-    told: list[Made] = []
-    machine_code.tell(told.append)
+    told: list[ObjectCode] = []
+    machine_code.tell_of_code(told.append)
     for _ in range(2):
         machine_code.compiled(TEXTS[0])
         machine_code.compiled_together([TEXTS[1], TEXTS[0], TEXTS[1]])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from shardmerge.engine import machine_code, native
-from shardmerge.engine.machine_code import Made
+from shardmerge.engine.machine_code import ObjectCode
 from shardmerge.run import shared_code
 from shardmerge.run.shared_code import SharedCode
 
@@ -54,12 +54,12 @@ def channel(monkeypatch: pytest.MonkeyPatch) -> SharedCode:
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[Made]:
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[ObjectCode]:
     """What has been loaded."""
-    found: list[Made] = []
+    found: list[ObjectCode] = []
     load = machine_code.take_over
 
-    def noted(made: Made) -> bool:
+    def noted(made: ObjectCode) -> bool:
         found.append(made)
         return load(made)
 
@@ -68,7 +68,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[Made]:
 
 
 def test_later_forks_make_nothing(
-    channel: SharedCode, taken: list[Made], monkeypatch: pytest.MonkeyPatch
+    channel: SharedCode, taken: list[ObjectCode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [text(number) for number in range(3)]
 
@@ -92,7 +92,7 @@ def test_later_forks_make_nothing(
     assert len(taken) == 1
 
 
-def test_two_jobs_that_make_the_same_at_once(channel: SharedCode, taken: list[Made]) -> None:
+def test_two_jobs_that_make_the_same_at_once(channel: SharedCode, taken: list[ObjectCode]) -> None:
     def work() -> None:
         channel.send_from_here()
         machine_code.compiled_together([text(0), text(1)])
@@ -109,8 +109,8 @@ def test_a_job_that_is_killed_while_it_sends(
     channel: SharedCode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What arrives is whole, whenever that was."""
-    packets = [Made((f"merge_{k}",), bytes([k]) * (30000 + k)) for k in range(200)]
-    found: list[Made] = []
+    packets = [ObjectCode((f"merge_{k}",), bytes([k]) * (30000 + k)) for k in range(200)]
+    found: list[ObjectCode] = []
     monkeypatch.setattr(machine_code, "take_over", lambda made: found.append(made))
 
     def work() -> None:
@@ -138,7 +138,7 @@ def test_no_job_waits(channel: SharedCode) -> None:
     def work() -> None:
         channel.send_from_here()
         for size in (2 << 20, 900_000, *[20000] * 1000):
-            channel._send(Made(("merge_x",), bytes(size)))
+            channel._send(ObjectCode(("merge_x",), bytes(size)))
         machine_code.compiled(text(0))
 
     signal.alarm(60)  # it would wait for ever
@@ -149,10 +149,10 @@ def test_no_job_waits(channel: SharedCode) -> None:
 
 
 def test_memory_is_bounded(
-    channel: SharedCode, taken: list[Made], monkeypatch: pytest.MonkeyPatch
+    channel: SharedCode, taken: list[ObjectCode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    machine_code.tell(made.append)
+    machine_code.tell_of_code(made.append)
     machine_code.compiled(text(0))
     monkeypatch.setattr(channel, "_room", 3 * made[0].room + 100)
     monkeypatch.setattr(machine_code, "_CODE", machine_code._Code())

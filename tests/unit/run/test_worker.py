@@ -114,12 +114,12 @@ class TestRequests:
     @pytest.mark.parametrize("words", [["merge.py"], ["a b", "", "c=d\n", "\udcff é", "-"]])
     def test_all_comes_back(self, words: list[str], at: float | None) -> None:
         environment = {"A": "", "B": "x=y\n", "C d": "\udcfe é"}
-        request = worker.packed(words, "/a\n b\udcfd", environment, at)
-        assert worker.unpacked(request) == (words, "/a\n b\udcfd", environment, at)
+        request = worker.pack_request(words, "/a\n b\udcfd", environment, at)
+        assert worker.unpack_request(request) == (words, "/a\n b\udcfd", environment, at)
 
     def test_one_that_is_too_long(self) -> None:
         with pytest.raises(OSError, match="too long"):
-            worker.packed(["x" * worker.MOST], "/", {}, None)
+            worker.pack_request(["x" * worker.MOST], "/", {}, None)
 
 
 class TestExpect:
