@@ -15,7 +15,7 @@ from shardmerge.base.safetensors import parse_header
 from shardmerge.engine.device import Cuda, Host, Slot, check_device, host_buffer
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.layout import Layout, Window, choose_window
-from shardmerge.engine.memory import TUNING, block_length
+from shardmerge.engine.memory import TUNING, block_length, held_bytes
 from shardmerge.engine.output import OutputFile
 from shardmerge.engine.pipeline import Pipeline
 from shardmerge.engine.record import Tally
@@ -23,6 +23,7 @@ from shardmerge.engine.tasks import TensorTask, needs_torch
 from shardmerge.engine.witness import Witness
 
 if TYPE_CHECKING:
+    from shardmerge.engine.held_room import HeldRoom
     from shardmerge.engine.torch_lane import TorchLane
 
 Progress = Callable[[int, int], None]
@@ -70,6 +71,8 @@ class Stream:
             check_device(device)
         self._native = frozenset() if self._cuda else _native(tasks, layout.computed)
         self._torch = not self._native.issuperset(layout.computed)
+        sizes = {one: held_bytes(tasks[one]) for one in self._native}
+        self._held = {one: size for one, size in sizes.items() if size}
 
     def run(self, file: OutputFile | None) -> str:
         """Send all windows through, to a file unless None; return the SHA-256 of all bytes."""
@@ -78,8 +81,9 @@ class Stream:
                 tuning = TUNING
                 if self._cuda and self.layout.computed:
                     tuning = replace(TUNING, buffers=TUNING.device_buffers)
+                # windows of one size, whatever is held
                 length, arena = choose_window(self.layout, tuning)
-                self._windows = list(self.layout.windows(length))
+                self._windows = list(self._without_held().windows(length))
                 compute, stop = [_nothing], _nothing
                 if self._torch or needs_torch(self.tasks, self._device):
                     stack.enter_context(_one_torch_thread())
@@ -122,10 +126,35 @@ class Stream:
         others, stop = [None] * self._lanes, _nothing
         if self._torch:
             others, stop = self._make_torch_lanes()
-        steps = StepsOf(self.tasks, self.files, self.tally)
+        room = self._make_room()
+        steps = StepsOf(self.tasks, self.files, self.tally, room)
         own = self.tasks, self.files, steps, self.tally, self._native
-        lanes = [NativeLane(*own, other) for other in others]
-        return [lane.compute for lane in lanes], stop
+        lanes = [NativeLane(*own, other, room) for other in others]
+
+        def stop_all() -> None:
+            stop()
+            if room:
+                room.stop()
+
+        return [lane.compute for lane in lanes], stop_all
+
+    def _make_room(self) -> HeldRoom | None:
+        """Return where sources are held that lie in no window's input buffer."""
+        from shardmerge.engine.held_room import HeldRoom
+
+        if not self._held:
+            return None
+        parts = Counter(chunk.tensor for window in self._windows for chunk in window.chunks)
+        # one lane is done with a tensor before it begins the next
+        return HeldRoom(self._held, parts, TUNING.held if self._lanes > 1 else 0)
+
+    def _without_held(self) -> Layout:
+        """Return the layout without the reads of what is held."""
+        segments = (
+            replace(one, leaves=()) if one.tensor in self._held else one
+            for one in self.layout.segments
+        )
+        return replace(self.layout, segments=tuple(segments))
 
     def _make_torch_lanes(self) -> tuple[list[TorchLane], Callable[[], None]]:
         from shardmerge.engine.lowrank import Products, factor_loader
@@ -154,6 +183,7 @@ class Stream:
                 for read in later.reads:
                     for place in read.leaf.touched(read.first, read.count):
                         self.files.will_need(*place)
+                self._will_hold(later)
             slot.output.memory[: len(window.literal)] = window.literal
             for copy in window.copies:
                 into = slot.output.memory[copy.position : copy.position + copy.length]
@@ -161,6 +191,14 @@ class Stream:
             for read in window.reads:
                 into = slot.arena.memory[read.position :]
                 self.files.read_elements(read.leaf, read.first, read.count, into)
+
+    def _will_hold(self, window: Window) -> None:
+        """Tell the kernel of where passes begin."""
+        for chunk in window.chunks:
+            if chunk.tensor in self._held and chunk.first == 0:
+                for leaf in self.tasks[chunk.tensor].leaves.files:
+                    for place in self.files.locate(leaf).touched(0, chunk.count):
+                        self.files.will_need(*place)
 
     def _write(self, slot: Slot) -> None:
         window = slot.window
