@@ -21,9 +21,17 @@ class HeldRoom:
         sizes: Of each tensor that is held the bytes of its sources, by its index.
         parts: Of each tensor in how many windows it lies.
         most: Bytes of the room, at most, but as many as one tensor needs.
+        make: Makes a tensor's sources of its index, memory and that one's address.
     """
 
-    def __init__(self, sizes: Mapping[int, int], parts: Counter[int], most: int) -> None:
+    def __init__(
+        self,
+        sizes: Mapping[int, int],
+        parts: Counter[int],
+        most: int,
+        make: Callable[[int, memoryview, int], HeldSources],
+    ) -> None:
+        self._make = make
         self._sizes, self._left = sizes, {one: parts[one] for one in sizes}
         self._turns = sorted(sizes, reverse=True)
         self._length = max(max(sizes.values()), min(most, sum(sizes.values())))
@@ -37,32 +45,25 @@ class HeldRoom:
     def __contains__(self, tensor: int) -> bool:
         return tensor in self._sizes
 
-    def take(self, tensor: int, make: Callable[[memoryview, int], HeldSources]) -> HeldSources:
-        """Return the sources of a tensor; who asks first waits for room and makes them.
-
-        Args:
-            tensor: Its index.
-            make: Makes them of memory and its address.
+    def take(self, tensor: int) -> HeldSources:
+        """Return the sources of a tensor; who asks first waits until there is room for them.
 
         Raises:
             Stopped: If another thread of the job failed.
         """
         with self._changed:
-            begin = None
             while tensor not in self._taken:
                 if self._stopped:
                     raise Stopped
-                if (
-                    self._turns[-1] == tensor
-                    and (begin := self._free(self._sizes[tensor])) is not None
-                ):
-                    end = begin + self._sizes[tensor]
-                    made = make(self._memory[begin:end], self._address + begin)
-                    self._taken[tensor] = begin, made
-                    self._turns.pop()
-                    self._changed.notify_all()
-                else:
+                size = self._sizes[tensor]
+                begin = self._free(size) if self._turns[-1] == tensor else None
+                if begin is None:
                     self._changed.wait()
+                    continue
+                own = self._memory[begin : begin + size], self._address + begin
+                self._taken[tensor] = begin, self._make(tensor, *own)
+                self._turns.pop()
+                self._changed.notify_all()
             return self._taken[tensor][1]
 
     def release(self, tensor: int) -> None:

@@ -7,7 +7,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
-from functools import partial
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.lowering import Steps, is_native, steps_for
@@ -75,9 +74,7 @@ class StepsOf:
         """Return the sources of an output tensor if they are held."""
         if self._room is None or tensor not in self._room:
             return None
-        task = self._tasks[tensor]
-        leaves, count = task.leaves.files, math.prod(task.tensor.shape)
-        return self._room.take(tensor, partial(HeldSources, self._files, leaves, count))
+        return self._room.take(tensor)
 
     def _make(self, task: TensorTask, files: InputFiles | HeldSources) -> Steps:
         maps = native_maps(task, files, self._tally)

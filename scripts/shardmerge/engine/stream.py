@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from shardmerge.engine.tasks import TensorTask, needs_torch
 from shardmerge.engine.witness import Witness
 
 if TYPE_CHECKING:
+    from shardmerge.engine.held import HeldSources
     from shardmerge.engine.held_room import HeldRoom
     from shardmerge.engine.torch_lane import TorchLane
 
@@ -90,8 +92,9 @@ class Stream:
                 if self._torch:
                     stack.enter_context(_current(self._device))
                 slots = self._make_slots(length, arena)
+                room = self._make_room()
                 if self.layout.computed:
-                    compute, stop = self._make_lanes()
+                    compute, stop = self._make_lanes(room)
             self._file = file
             Pipeline(
                 slots,
@@ -118,7 +121,9 @@ class Stream:
             for _ in range(min(TUNING.slots, len(self._windows)))
         ]
 
-    def _make_lanes(self) -> tuple[list[Callable[[Slot], None]], Callable[[], None]]:
+    def _make_lanes(
+        self, room: HeldRoom | None
+    ) -> tuple[list[Callable[[Slot], None]], Callable[[], None]]:
         """Return a compute function for each thread, and what wakes them after a failure."""
         from shardmerge.engine.native_lane import NativeLane
         from shardmerge.engine.native_steps import StepsOf
@@ -126,7 +131,6 @@ class Stream:
         others, stop = [None] * self._lanes, _nothing
         if self._torch:
             others, stop = self._make_torch_lanes()
-        room = self._make_room()
         steps = StepsOf(self.tasks, self.files, self.tally, room)
         own = self.tasks, self.files, steps, self.tally, self._native
         lanes = [NativeLane(*own, other, room) for other in others]
@@ -146,7 +150,14 @@ class Stream:
             return None
         parts = Counter(chunk.tensor for window in self._windows for chunk in window.chunks)
         # one lane is done with a tensor before it begins the next
-        return HeldRoom(self._held, parts, TUNING.held if self._lanes > 1 else 0)
+        return HeldRoom(self._held, parts, TUNING.held if self._lanes > 1 else 0, self._hold)
+
+    def _hold(self, tensor: int, memory: memoryview, address: int) -> HeldSources:
+        from shardmerge.engine.held import HeldSources
+
+        task = self.tasks[tensor]
+        leaves, count = task.leaves.files, math.prod(task.tensor.shape)
+        return HeldSources(self.files, leaves, count, memory, address)
 
     def _without_held(self) -> Layout:
         """Return the layout without the reads of what is held."""
