@@ -18,15 +18,12 @@ class HeldLeaf:
     Args:
         location: Where it lies in files.
         files: That have it.
-        count: Its elements.
         memory: As many bytes as they have, at least.
         address: Where that begins.
     """
 
-    def __init__(
-        self, location: Any, files: ReadFiles, count: int, memory: memoryview, address: int
-    ) -> None:
-        self.dtype, self.count, self.address = location.dtype, count, address
+    def __init__(self, location: Any, files: ReadFiles, memory: memoryview, address: int) -> None:
+        self.dtype, self.address = location.dtype, address
         self.location = location
         self._files, self._memory, self._size = files, memory, DTYPES[location.dtype].size
         self._known, self._lock = 0, threading.Lock()
@@ -74,7 +71,7 @@ class HeldSources:
         begin = 0
         for leaf in leaves:
             own = memory[begin:], address + begin
-            self._leaves[leaf] = HeldLeaf(files.locate(leaf), files, count, *own)
+            self._leaves[leaf] = HeldLeaf(files.locate(leaf), files, *own)
             begin += held_leaf_bytes(leaf, count)
 
     def locate(self, leaf: FileLeaf) -> Any:

@@ -13,14 +13,13 @@ from shardmerge.engine.pipeline import Stopped
 
 
 class HeldRoom:
-    """Memory that is made once, and what lies in it.
+    """Memory for the largest tensor of some, made once, and what lies in it.
 
     Tensors take it in their order, so that a thread waits only for threads with earlier windows.
 
     Args:
         sizes: Of each tensor that is held the bytes of its sources, by its index.
         parts: Of each tensor in how many windows it lies.
-        most: Bytes of the room, at most, but as many as one tensor needs.
         make: Makes a tensor's sources of its index, memory and that one's address.
     """
 
@@ -28,13 +27,12 @@ class HeldRoom:
         self,
         sizes: Mapping[int, int],
         parts: Counter[int],
-        most: int,
         make: Callable[[int, memoryview, int], HeldSources],
     ) -> None:
         self._make = make
         self._sizes, self._left = sizes, {one: parts[one] for one in sizes}
         self._turns = sorted(sizes, reverse=True)
-        self._length = max(max(sizes.values()), min(most, sum(sizes.values())))
+        self._length = max(sizes.values())
         pages = huge_pages(self._length)
         self._memory = memoryview(pages)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(pages))

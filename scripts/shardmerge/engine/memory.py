@@ -55,7 +55,7 @@ class Tuning:
         slots: Windows in flight between reader, compute threads, writer and hasher.
         buffers: Bytes that all slots may take together.
         device_buffers: The same where an accelerator copies from and to them.
-        held: Bytes that the sources of tensors may take that are held between passes and result.
+        held: Bytes of a tensor's sources up to which they are held between passes and result.
         lane: Bytes that an elementwise kernel may take for one block.
         windows: Bytes of output that a window may have, the largest that fits is taken.
     """
@@ -85,7 +85,7 @@ def workspace_bytes(tasks: Sequence[TensorTask], device: str = "cpu") -> int:
     largest tensor's inputs, result and workspace (``registry.workspace_elements``); adapters add
     the factors of one tensor for each thread; quantised weights what decodes a piece of one; a
     choice by torch's order a number of each element of a tensor, and masks; methods in passes the
-    sources of tensors that are small enough to be held.
+    sources of the largest tensor whose sources are held.
 
     Args:
         tasks: Of a shard's tensors.
@@ -96,22 +96,25 @@ def workspace_bytes(tasks: Sequence[TensorTask], device: str = "cpu") -> int:
     factors = max((_factors(task.products) for task in tasks), default=0)
     # one of the reader's, one of whoever makes a whole tensor
     decoding = 2 * max((_decoding(task) for task in tasks), default=0)
-    held = TUNING.lanes * factors + whole + chosen + decoding
-    if device != "cpu":
-        return STREAMING_BYTES + held + CUDA_BYTES
-    return STREAMING_BYTES + held + min(TUNING.held, sum(map(held_bytes, tasks)))
+    between = max((held_bytes(task, TUNING.held) for task in tasks), default=0)
+    held = TUNING.lanes * factors + whole + chosen + decoding + between
+    return STREAMING_BYTES + held + (CUDA_BYTES if device != "cpu" else 0)
 
 
-def held_bytes(task: TensorTask) -> int:
+def held_bytes(task: TensorTask, most: int) -> int:
     """Return the bytes of a tensor's sources if they are held between passes and result, else 0.
 
-    They are where native code makes both, and there is room.
+    They are where native code makes both.
+
+    Args:
+        task: Of the tensor.
+        most: Bytes that they may take.
     """
     if task.kind != "native" or not task.calls:
         return 0
     count = math.prod(task.tensor.shape)
     size = sum(held_leaf_bytes(leaf, count) for leaf in task.leaves.files) if count else 0
-    return size if size <= TUNING.held else 0
+    return size if size <= most else 0
 
 
 def held_leaf_bytes(leaf: FileLeaf, count: int) -> int:

@@ -73,7 +73,7 @@ class Stream:
             check_device(device)
         self._native = frozenset() if self._cuda else _native(tasks, layout.computed)
         self._torch = not self._native.issuperset(layout.computed)
-        sizes = {one: held_bytes(tasks[one]) for one in self._native}
+        sizes = {one: held_bytes(tasks[one], TUNING.held) for one in self._native}
         self._held = {one: size for one, size in sizes.items() if size}
 
     def run(self, file: OutputFile | None) -> str:
@@ -149,8 +149,7 @@ class Stream:
         if not self._held:
             return None
         parts = Counter(chunk.tensor for window in self._windows for chunk in window.chunks)
-        # one lane is done with a tensor before it begins the next
-        return HeldRoom(self._held, parts, TUNING.held if self._lanes > 1 else 0, self._hold)
+        return HeldRoom(self._held, parts, self._hold)
 
     def _hold(self, tensor: int, memory: memoryview, address: int) -> HeldSources:
         from shardmerge.engine.held import HeldSources
