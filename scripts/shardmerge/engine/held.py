@@ -8,6 +8,7 @@ from typing import Any
 
 from shardmerge.algebra.leaves import FileLeaf
 from shardmerge.base.dtypes import DTYPES
+from shardmerge.engine.locations import apart
 from shardmerge.engine.memory import held_leaf_bytes
 from shardmerge.engine.tile_buffers import AHEAD, ReadFiles, TileBuffers
 
@@ -24,8 +25,8 @@ class HeldLeaf:
 
     def __init__(self, location: Any, files: ReadFiles, memory: memoryview, address: int) -> None:
         self.dtype, self.address = location.dtype, address
-        self.location = location
-        self._files, self._memory, self._size = files, memory, DTYPES[location.dtype].size
+        self._location, self._files, self._memory = apart(location), files, memory
+        self._size = DTYPES[location.dtype].size
         self._known, self._lock = 0, threading.Lock()
 
     def need(self, end: int) -> None:
@@ -35,16 +36,17 @@ class HeldLeaf:
         with self._lock:
             if (rest := end - self._known) > 0:
                 place = self._memory[self._known * self._size :]
-                self._files.read_elements(self.location, self._known, rest, place)
+                self._files.read_elements(self._location, self._known, rest, place)
                 self._known = end
 
-    def copy(self, first: int, count: int, into: memoryview) -> bool:
-        """Fill the beginning of a buffer with elements, if they are there; return whether."""
-        if first + count > self._known:
-            return False
-        begin, length = first * self._size, count * self._size
-        into[:length] = self._memory[begin : begin + length]
-        return True
+    def read(self, first: int, count: int, into: memoryview) -> None:
+        """Fill the beginning of a buffer with elements; those that are not there yet stay away."""
+        if first + count <= self._known:
+            begin, length = first * self._size, count * self._size
+            into[:length] = self._memory[begin : begin + length]
+            return
+        with self._lock:
+            self._files.read_elements(self._location, first, count, into)
 
 
 class HeldSources:
@@ -82,8 +84,8 @@ class HeldSources:
         """Fill the beginning of a buffer with elements of what was located."""
         if not isinstance(leaf, HeldLeaf):
             self._files.read_elements(leaf, first, count, into)
-        elif not leaf.copy(first, count, into):
-            self._files.read_elements(leaf.location, first, count, into)
+        else:
+            leaf.read(first, count, into)
 
     def places(self, first: int, count: int) -> list[int]:
         """Return the addresses of elements that follow each other, of all leaves."""

@@ -27,7 +27,7 @@ from shardmerge.methods.program import LANES
 from shardmerge.methods.registry import workspace_elements
 
 MIB = 1 << 20
-#: Resident memory of any job that holds no whole tensor: torch is two thirds of it.
+#: Resident memory of any job, beside what it holds: torch is two thirds of it.
 STREAMING_BYTES = 400_000_000
 #: What a CUDA context and its libraries add on the host.
 CUDA_BYTES = 3 << 30
@@ -65,7 +65,7 @@ class Tuning:
     slots: int = 10
     buffers: int = 48 * MIB
     device_buffers: int = 192 * MIB
-    held: int = 96 * MIB
+    held: int = 100 * MIB
     lane: int = 10 * MIB
     windows: tuple[int, ...] = tuple(8 * MIB >> k for k in range(8))
 

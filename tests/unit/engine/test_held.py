@@ -160,14 +160,15 @@ class TestLeaves:
         assert files.read == {"a": self.COUNT}
         assert np.array_equal(memory[: self.COUNT], files.values)
 
-    def test_tell_what_is_there(self) -> None:
+    def test_read_again_what_is_not_there(self) -> None:
         files = Files(self.COUNT)
         leaf, _ = leaf_of(files)
         leaf.need(1000)
         into = memoryview(bytearray(4 * 50))
-        assert leaf.copy(900, 50, into)
-        assert np.frombuffer(into, np.uint32).tolist() == list(range(900, 950))
-        assert not leaf.copy(990, 50, into)
+        for first, read in ((900, 1000), (990, 1050)):
+            leaf.read(first, 50, into)
+            assert np.frombuffer(into, np.uint32).tolist() == list(range(first, first + 50))
+            assert files.read["a"] == read
 
     def test_are_read_ahead_in_order_and_not_else(self) -> None:
         files = Files(self.COUNT)
