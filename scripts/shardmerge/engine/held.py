@@ -13,7 +13,7 @@ from shardmerge.engine.memory import held_leaf_bytes
 from shardmerge.engine.tile_buffers import AHEAD, ReadFiles, TileBuffers
 
 
-class HeldLeaf:
+class StayingLeaf:
     """A leaf whose elements stay where they are read to, from the first on.
 
     Args:
@@ -69,11 +69,11 @@ class HeldSources:
         address: int,
     ) -> None:
         self._files, self.stored = files, files.stored
-        self._leaves: dict[FileLeaf, HeldLeaf] = {}
+        self._leaves: dict[FileLeaf, StayingLeaf] = {}
         begin = 0
         for leaf in leaves:
             own = memory[begin:], address + begin
-            self._leaves[leaf] = HeldLeaf(files.locate(leaf), files, *own)
+            self._leaves[leaf] = StayingLeaf(files.locate(leaf), files, *own)
             begin += held_leaf_bytes(leaf, count)
 
     def locate(self, leaf: FileLeaf) -> Any:
@@ -82,7 +82,7 @@ class HeldSources:
 
     def read_elements(self, leaf: Any, first: int, count: int, into: memoryview) -> None:
         """Fill the beginning of a buffer with elements of what was located."""
-        if not isinstance(leaf, HeldLeaf):
+        if not isinstance(leaf, StayingLeaf):
             self._files.read_elements(leaf, first, count, into)
         else:
             leaf.read(first, count, into)
@@ -98,7 +98,7 @@ class HeldBuffers(TileBuffers):
     """Leaves that are held, as if they had been read to buffers."""
 
     def __init__(
-        self, leaves: Sequence[HeldLeaf], files: ReadFiles, sizes: Sequence[int], most: int
+        self, leaves: Sequence[StayingLeaf], files: ReadFiles, sizes: Sequence[int], most: int
     ) -> None:
         super().__init__(leaves, files, sizes, most)
         self._leaves = leaves
@@ -125,6 +125,6 @@ def tile_buffers(
     room: TileBuffers | None = None,
 ) -> TileBuffers:
     """Return what leaves are read to: the place where they are held, or else buffers."""
-    if locations and all(isinstance(one, HeldLeaf) for one in locations):
+    if locations and all(isinstance(one, StayingLeaf) for one in locations):
         return HeldBuffers(locations, files, sizes, most)
     return TileBuffers(locations, files, sizes, most, behind, room)

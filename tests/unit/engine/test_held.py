@@ -20,7 +20,7 @@ from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.engine import ShardRecord, make_tasks, native
-from shardmerge.engine.held import HeldLeaf, HeldSources, tile_buffers
+from shardmerge.engine.held import StayingLeaf, HeldSources, tile_buffers
 from shardmerge.engine.held_room import HeldRoom
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.memory import TUNING, held_bytes
@@ -142,10 +142,10 @@ class Files:
         np.frombuffer(into, np.uint32, count)[:] = self.values[first : first + count]
 
 
-def leaf_of(files: Files) -> tuple[HeldLeaf, np.ndarray]:
+def leaf_of(files: Files) -> tuple[StayingLeaf, np.ndarray]:
     memory = np.zeros(len(files.values) + 64, np.uint32)
     view = memoryview(memory).cast("B")
-    return HeldLeaf(files.locate("a"), files, view, memory.ctypes.data), memory
+    return StayingLeaf(files.locate("a"), files, view, memory.ctypes.data), memory
 
 
 class TestLeaves:
