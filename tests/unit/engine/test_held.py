@@ -20,7 +20,7 @@ from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.engine import ShardRecord, make_tasks, native
-from shardmerge.engine.held import StayingLeaf, HeldSources, tile_buffers
+from shardmerge.engine.held import HeldSources, StayingLeaf, tile_buffers
 from shardmerge.engine.held_room import HeldRoom
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.memory import TUNING, held_bytes
