@@ -104,13 +104,13 @@ def workspace_bytes(tasks: Sequence[TensorTask], device: str = "cpu") -> int:
 def held_bytes(task: TensorTask, most: int) -> int:
     """Return the bytes of a tensor's sources if they are held between passes and result, else 0.
 
-    They are where native code makes both.
+    They are where native code makes both, and passes see whole tensors.
 
     Args:
         task: Of the tensor.
         most: Bytes that they may take.
     """
-    if task.kind != "native" or not task.calls:
+    if task.kind != "native" or not task.spreads:
         return 0
     count = math.prod(task.tensor.shape)
     size = sum(held_leaf_bytes(leaf, count) for leaf in task.leaves.files) if count else 0

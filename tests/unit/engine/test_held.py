@@ -96,6 +96,11 @@ class TestBuilds:
         expected, _ = built(models, spec, 0, 1)
         assert built(models, spec, TUNING.held, 2)[0] == expected
 
+    def test_hold_nothing_that_no_pass_reads(self, tmp_path: Path) -> None:
+        for name in ("nearswap", "geometric_task_arithmetic"):
+            _, spec = models_of(tmp_path, name, torch.float16, FLOAT32)
+            assert not any(held_bytes(task, TUNING.held) for task in make_tasks(spec))
+
     def test_nan_of_sources_are_all_one(self, tmp_path: Path) -> None:
         models, spec = models_of(tmp_path, "multislerp", torch.float16, FLOAT32)
         for table in models.tensors.values():
