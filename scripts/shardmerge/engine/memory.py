@@ -65,7 +65,7 @@ class Tuning:
     slots: int = 10
     buffers: int = 48 * MIB
     device_buffers: int = 192 * MIB
-    held: int = 100 * MIB
+    held: int = 95 * MIB
     lane: int = 10 * MIB
     windows: tuple[int, ...] = tuple(8 * MIB >> k for k in range(8))
 
