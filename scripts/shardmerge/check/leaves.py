@@ -31,7 +31,9 @@ class OpenLeaves:
         sources: Mapping[tuple[str, str], Path],
         deltas: list[Path],
         stack: contextlib.ExitStack,
+        beside: Path | None = None,
     ) -> None:
+        self.beside = beside
         self._sources = {k: stack.enter_context(TensorFile(p)) for k, p in sources.items()}
         self._deltas = {Path(path): stack.enter_context(TensorFile(path)) for path in deltas}
         self._files = [*self._sources.values(), *self._deltas.values()]

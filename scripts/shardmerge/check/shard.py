@@ -114,7 +114,7 @@ def check_shard(
             kind = hasher_like(told.xxh3 or told.sha256)
             whole = FileHash(shard, kind, excerpts=written.ranges())
             written.hashed = stack.enter_context(whole)
-        leaves = OpenLeaves(spec, sources, deltas, stack)
+        leaves = OpenLeaves(spec, sources, deltas, stack, shard.parent)
         recomputer = Recomputer(spec.numerics, leaves.stored, leaves.read, leaves)
         findings = _Findings()
         statistics = Statistics(recomputer)

@@ -14,7 +14,7 @@ import numpy as np
 from shardmerge.algebra.samples import Runs
 from shardmerge.engine.choice_bounds import Boundaries, KeysOf
 from shardmerge.engine.telling import Side, sides_of
-from shardmerge.methods.kernels.masks import BitMask, bits_of, numbers_of
+from shardmerge.methods.kernels.masks import BitMask
 from shardmerge.methods.passes import GREATEST_KEY, KeyBand, Ranks
 
 _NOWHERE = (0, 0)
@@ -82,11 +82,11 @@ class ToldMask:
     """The mask of what is chosen, of elements that a record tells of; of others it is found.
 
     Args:
-        known: Masks of runs, by their first elements.
+        known: Masks of runs, by their first elements, and how many elements they have.
         whole: Finds the mask of all.
     """
 
-    def __init__(self, known: dict[int, np.ndarray], whole: Callable[[], BitMask]) -> None:
+    def __init__(self, known: dict[int, tuple[BitMask, int]], whole: Callable[[], BitMask]) -> None:
         self._known, self._whole = known, whole
         self._starts = sorted(known)
         self._found: BitMask | None = None
@@ -106,29 +106,36 @@ class ToldMask:
         """
         if row.is_empty:
             return cls({}, whole)
-        chosen, perhaps = row.limits(count).told(numbers_of(keys, runs))
-        bits = _bits(row.text, np.count_nonzero(perhaps))
+        known: dict[int, tuple[BitMask, int]] = {}
+        bits, done = _bits(row.text), 0
         if bits is None:
             return None
-        chosen[perhaps] = bits
-        parts = np.split(chosen, np.cumsum([size for _, size in runs])[:-1])
-        return cls({first: part for (first, _), part in zip(runs, parts, strict=True)}, whole)
+        for some, chosen, perhaps in row.limits(count).told_of(keys, runs):
+            number = np.count_nonzero(perhaps)
+            if done + number > len(bits):
+                return None
+            chosen[perhaps] = bits[done : done + number]
+            done += number
+            parts = np.split(chosen, np.cumsum([size for _, size in some])[:-1])
+            for (first, size), part in zip(some, parts, strict=True):
+                known[first] = BitMask.of(part), size
+        return cls(known, whole) if -(-done // 8) == len(bits) // 8 else None
 
     def __call__(self, first: int, count: int) -> np.ndarray:
         """Return whether consecutive elements are chosen, as bits."""
         place = bisect.bisect_right(self._starts, first) - 1
         if place >= 0:
             begin = first - self._starts[place]
-            part = self._known[self._starts[place]][begin : begin + count]
-            if len(part) == count:
-                return bits_of(part)
+            mask, size = self._known[self._starts[place]]
+            if begin + count <= size:
+                return mask(begin, count)
         self._found = self._found or self._whole()
         return self._found(first, count)
 
 
-def _bits(text: str, number: int) -> np.ndarray | None:
+def _bits(text: str) -> np.ndarray | None:
     try:
         data = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
     except (ValueError, binascii.Error):
         return None
-    return np.unpackbits(data)[:number].view(bool) if len(data) == -(-number // 8) else None
+    return np.unpackbits(data).view(bool)

@@ -72,7 +72,9 @@ def build_shard(
         with tally.timed("start"):
             stored = stored_deltas(spec, deltas)
             tasks = make_tasks(spec, stored) if tasks is None else tasks
-            files = stack.enter_context(InputFiles(spec, tasks, inputs, stored, tally, sums, watch))
+            beside = output.parent
+            files = InputFiles(spec, tasks, inputs, stored, tally, sums, watch, beside)
+            stack.enter_context(files)
             _not_an_input(output, files)
             stack.enter_context(claimed(output))
             layout = lay_out(spec, tasks, files)

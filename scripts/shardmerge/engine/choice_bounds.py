@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from shardmerge.algebra.samples import Runs
 from shardmerge.engine.quick_choice_text import NAN
+from shardmerge.methods.kernels.masks import numbers_of
 from shardmerge.methods.passes import Ranks
 
 #: Returns the keys of consecutive elements, uint32: (first, count).
 KeysOf = Callable[[int, int], np.ndarray]
+#: Elements of runs that are looked at together, about.
+_TOGETHER = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,16 @@ class Boundaries:
         for key in open_keys:
             perhaps |= keys >= NAN if key == NAN else keys == key
         return sure, perhaps
+
+    def told_of(self, keys: KeysOf, runs: Runs) -> Iterator[tuple[Runs, np.ndarray, np.ndarray]]:
+        """Tell as ``told`` does of the elements of runs, of some runs at a time, which it names."""
+        first = size = 0
+        for end, (_, count) in enumerate(runs, 1):
+            size += count
+            if end == len(runs) or size >= _TOGETHER:
+                some = runs[first:end]
+                yield some, *self.told(numbers_of(keys, some))
+                first, size = end, 0
 
     def singles(self, count: int) -> tuple[Boundaries, ...]:
         """Return those of choices with one open key each, which together choose what this does.

@@ -68,7 +68,7 @@ class HeldSources:
         memory: memoryview,
         address: int,
     ) -> None:
-        self._files, self.stored = files, files.stored
+        self._files, self.stored, self.beside = files, files.stored, files.beside
         self._leaves: dict[FileLeaf, StayingLeaf] = {}
         begin = 0
         for leaf in leaves:

@@ -35,6 +35,7 @@ class InputFiles(contextlib.AbstractContextManager):
         sums: For files of stored task vectors, the XXH3 of each tensor as the job that wrote it
             recorded it: what is read is compared with that.
         watch: Knows what the files must be.
+        beside: A folder where there is room for what is too large for memory.
 
     Raises:
         UserError: If a file is missing, unreadable, or not what the specification says.
@@ -49,8 +50,10 @@ class InputFiles(contextlib.AbstractContextManager):
         tally: Tally,
         sums: Mapping[Path, Mapping[str, str]] | None = None,
         watch: Watch | None = None,
+        beside: Path | None = None,
     ) -> None:
         self._spec, self._inputs, self.stored = spec, inputs, stored
+        self.beside = beside
         self._tally = tally
         self._sums = sums or {}
         self._watch = watch or Watch()

@@ -37,8 +37,12 @@ _CHOOSING, _BY_TORCH = 4, 24
 #: numbers have 32 bits, of which keys take half.
 CHOOSABLE = (1 << 31) - (1 << 24)
 #: Elements whose numbers are held at once while they are chosen: of tensors that have no more; of
-#: larger ones the fewer the more their masks take, but no less than the second.
-_CHOSEN_AT_ONCE, _LEAST_CHOSEN = 24 << 20, 12 << 20
+#: larger ones the fewer the more memory their masks take.
+_CHOSEN_AT_ONCE = 24 << 20
+#: Elements of tensors whose masks lie in memory, 16 MiB each; those of larger ones lie in files.
+MASKED = 1 << 27
+#: Of so many elements a byte counts those that change place in a sort of what is not held.
+_COUNTED = 32
 #: Elements of tensors that are still being written while the next one is begun.
 BEHIND = 1 << 25
 #: What is held begins at multiples of so many bytes.
@@ -158,7 +162,7 @@ def chosen_at_once(count: int) -> int:
     """
     if count <= _CHOSEN_AT_ONCE:
         return count
-    return max(_LEAST_CHOSEN, _CHOSEN_AT_ONCE - count // 16)
+    return _CHOSEN_AT_ONCE - (count // 16 if count <= MASKED else 0)
 
 
 def choosing_bytes(call: ex.Call, numerics: Numerics) -> int:
@@ -166,14 +170,14 @@ def choosing_bytes(call: ex.Call, numerics: Numerics) -> int:
 
     The numbers of one input's elements are held at a time, of large tensors those of some. The
     masks of all inputs are held while the tensor's windows are made, beside those of the tensors
-    before it.
+    before it; those of very large tensors lie in files.
     """
     if not chooses(call, numerics):
         return 0
     count, masks = ex.elements(call.inputs[0]), len(call.inputs) - (call.base is not None)
     own = count <= CHOOSABLE and is_native(call, (), numerics)
-    chosen = _CHOOSING * chosen_at_once(count) if own else _BY_TORCH * count
-    return chosen + masks * (2 * count + BEHIND) // 8
+    chosen = _CHOOSING * chosen_at_once(count) + count // _COUNTED if own else _BY_TORCH * count
+    return chosen + masks * (2 * min(count, MASKED) + BEHIND) // 8
 
 
 def _decoding(task: TensorTask) -> int:

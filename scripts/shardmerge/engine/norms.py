@@ -82,7 +82,7 @@ class _OpenModels(contextlib.ExitStack):
         models: The safetensors files of each.
     """
 
-    stored = ()
+    stored, beside = (), None
 
     def __init__(self, models: Iterable[Sequence[Path]]) -> None:
         super().__init__()

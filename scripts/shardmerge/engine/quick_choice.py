@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,8 +20,9 @@ from shardmerge.engine.assembly import LANES
 from shardmerge.engine.choice_bounds import Boundaries, KeysOf
 from shardmerge.engine.memory import CHOOSABLE
 from shardmerge.engine.quick_parts import choose
+from shardmerge.engine.spilled import Bits
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.masks import BitMask, mask_of, numbers_of
+from shardmerge.methods.kernels.masks import BitMask, mask_of
 from shardmerge.methods.passes import KeyBand, Order, Ranks
 
 if TYPE_CHECKING:
@@ -36,13 +38,20 @@ def open_bits(mask: BitMask, keys: KeysOf, limits: Boundaries, runs: Runs) -> st
     """Return as text which elements of the boundaries' keys are chosen, of some runs."""
     if not limits.open:
         return ""
-    _, perhaps = limits.told(numbers_of(keys, runs))
-    bits = np.concatenate([mask_of(mask(*run), run[1]) for run in runs])[perhaps]
-    return base64.b64encode(np.packbits(bits)).decode()
+    found = []
+    for some, _, perhaps in limits.told_of(keys, runs):
+        found.append(np.concatenate([mask_of(mask(*run), run[1]) for run in some])[perhaps])
+    return base64.b64encode(np.packbits(np.concatenate(found))).decode()
 
 
 def mask_like_torch(
-    keys: KeysOf, count: int, ranks: Ranks, band: KeyBand, order: Order, code: str
+    keys: KeysOf,
+    count: int,
+    ranks: Ranks,
+    band: KeyBand,
+    order: Order,
+    code: str,
+    beside: Path | None = None,
 ) -> BitMask:
     """Return the mask of what torch puts at some ranks.
 
@@ -53,12 +62,13 @@ def mask_like_torch(
         band: The keys of such ranks.
         order: Which of torch's functions has it.
         code: Of the type that values have.
+        beside: A folder where the mask of a large tensor has room.
     """
     if ranks.start >= ranks.stop:
         return BitMask(np.zeros(-(-count // 8), np.uint8))
     limits = Boundaries.of(ranks, count, band.low, band.high)
     if not limits.open or (count <= CHOOSABLE and is_torchs(order)):
-        return quick_mask(keys, count, limits, order)
+        return quick_mask(keys, count, limits, order, beside)
     return _torchs_own(keys, count, ranks, order, code)
 
 
@@ -104,7 +114,9 @@ def _array_mask(keys: np.ndarray, ranks: Ranks, order: Order) -> BitMask:
     return quick_mask(lambda first, size: keys[first : first + size], count, limits, order)
 
 
-def quick_mask(keys: KeysOf, count: int, limits: Boundaries, order: Order) -> BitMask:
+def quick_mask(
+    keys: KeysOf, count: int, limits: Boundaries, order: Order, beside: Path | None = None
+) -> BitMask:
     """Return the mask of what is chosen.
 
     Args:
@@ -112,15 +124,17 @@ def quick_mask(keys: KeysOf, count: int, limits: Boundaries, order: Order) -> Bi
         count: Elements, at most CHOOSABLE.
         limits: Of the choice.
         order: Whose it is.
+        beside: A folder where the mask of a large tensor has room.
     """
     many = len(limits.open) * count > CHOOSABLE
     masks = []
     for own in limits.singles(count) if many else (limits,):
-        masks.append(np.zeros(-(-count // LANES) * (LANES // 8), np.uint8))
-        choose(keys, count, own, order, masks[-1])
-    for mask in masks[1:]:
-        masks[0] |= mask
-    return BitMask(masks[0])
+        masks.append(Bits(count, -(-count // LANES) * (LANES // 8), beside))
+        choose(keys, count, own, order, masks[-1].bytes)
+    first, *others = masks
+    for other in others:
+        first.bytes |= other.bytes
+    return BitMask(first.finished())
 
 
 @cache

@@ -238,7 +238,8 @@ class RankPasses(RowPasses):
     ) -> BitMask:
         """Return which elements torch puts at some ranks, whose keys lie in a band."""
         count, code = ex.elements(call.inputs[0]), stated_dtype(call.inputs[0])
-        return mask_like_torch(keys, count, ranks, band, wanted.order, code)
+        beside = self._files.beside
+        return mask_like_torch(keys, count, ranks, band, wanted.order, code, beside)
 
     def _key_bits(
         self, call: ex.Call, function: _Values, reader: TileBuffers | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,9 +21,15 @@ AHEAD = 4 * BLOCK
 
 
 class ReadFiles(Protocol):
-    """Open files of which elements of leaves are read."""
+    """Open files of which elements of leaves are read.
+
+    Attributes:
+        stored: Task vectors that lie in files.
+        beside: A folder where there is room for what is too large for memory.
+    """
 
     stored: Collection[ex.Delta]
+    beside: Path | None
 
     def locate(self, leaf: FileLeaf) -> Any:
         """Return where a leaf lies."""
@@ -159,7 +166,7 @@ class ChosenRows:
 
     def __init__(self, files: ReadFiles, rows: Sequence[int], length: int) -> None:
         self._files, self._rows, self._length = files, rows, length
-        self.stored = files.stored
+        self.stored, self.beside = files.stored, files.beside
 
     def locate(self, leaf: FileLeaf) -> Any:
         """Return where a leaf lies."""

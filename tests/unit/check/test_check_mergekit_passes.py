@@ -23,7 +23,7 @@ from shardmerge.base.numerics import MERGEKIT
 from shardmerge.check import kernels, recompute, recorded
 from shardmerge.check.recorded import _numbers
 from shardmerge.check.shard import check_shard
-from shardmerge.engine import native
+from shardmerge.engine import choice_bounds, native, spilled
 from shardmerge.engine.call_tiles import to_text
 from shardmerge.engine.torch_tiles import TorchTiles
 from shardmerge.methods.passes import GREATEST_KEY
@@ -91,6 +91,28 @@ def test_they_pass_whatever_their_size(built: Built, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(kernels, "WHOLE", 100)
     found = check(built)
     assert found["not_sampled"] == [] and found["undecided"] == 0
+
+
+def test_masks_of_large_tensors_lie_in_files(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the same, and so are checks, in which all of them are found again."""
+    models, spec, passes, shard = built
+    monkeypatch.setattr(spilled, "MASKED", 100)
+    monkeypatch.setattr(choice_bounds, "_TOGETHER", 1000)
+    monkeypatch.setattr(recorded, "is_looked_at_whole", lambda name: True)
+    finished, files = spilled.Bits.finished, []
+
+    def noted(bits: spilled.Bits) -> object:
+        files.append(finished(bits))
+        return files[-1]
+
+    monkeypatch.setattr(spilled.Bits, "finished", noted)
+    before = shard.read_bytes()
+    assert models.recorded(spec).passes == passes
+    built_so, made = len(files), shard.read_bytes()
+    check(built)
+    assert made == before
+    assert 4 <= built_so < len(files)
+    assert all(isinstance(file, spilled.FileBytes) for file in files)
 
 
 def test_torch_has_no_threads_of_its_own(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,7 @@ class TestCountsByTile:
         keys = np.random.default_rng(0).integers(0, self.PARTS + 3, count, np.int32)
 
         class InMemory:
-            stored = ()
+            stored, beside = (), None
 
             def read_elements(self, leaf: None, first: int, size: int, into: memoryview) -> None:
                 into[: 4 * size] = keys[first : first + size].tobytes()

@@ -131,7 +131,7 @@ class TestBuilds:
 class Files:
     """Leaves of numbers, each its own index, that count what is read of them."""
 
-    stored = ()
+    stored, beside = (), None
 
     def __init__(self, count: int) -> None:
         self.values = np.arange(count, dtype=np.uint32)

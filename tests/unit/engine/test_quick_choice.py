@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from helpers.sort_orders import bad_order
-from shardmerge.engine import native, quick_choice, quick_parts, streamed_parts
+from shardmerge.engine import native, quick_choice, quick_parts, spilled, streamed_parts
 from shardmerge.engine.choice_bounds import Boundaries
 from shardmerge.engine.quick_choice import mask_like_torch, quick_mask, tensor_mask
 from shardmerge.engine.quick_choice_text import NAN
-from shardmerge.methods.kernels.masks import mask_of
+from shardmerge.methods.kernels.masks import BitMask, mask_of
 from shardmerge.methods.kernels.torch_choice import torch_mask
 from shardmerge.methods.passes import KeyBand, Order, Ranks
 from shardmerge.methods.program import torch_order_is_known
@@ -213,3 +215,49 @@ def test_masks_begin_anywhere() -> None:
     whole = mask_of(mask(0, 5000), 5000)
     for first, count in ((0, 1), (3, 70), (129, 3000), (4999, 1)):
         assert np.array_equal(mask_of(mask(first, count), count), whole[first : first + count])
+
+
+class TestSpilled:
+    """Masks of very large tensors lie in files: the same elements, and no file is left."""
+
+    @pytest.fixture(autouse=True)
+    def any_is_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(spilled, "MASKED", 100)
+
+    def mask(self, values: np.ndarray, ranks: Ranks, beside: Path | None) -> BitMask:
+        band, keys = ends_of(values, ranks), values.view("u4") & 0x7FFFFFFF
+        limits = Boundaries.of(ranks, len(values), band.low, band.high)
+        return quick_mask(lambda i, n: keys[i : i + n], len(values), limits, "sort", beside)
+
+    @pytest.mark.parametrize("kind", ["few", "half", "single"])
+    @pytest.mark.parametrize("most", [None, 6000])
+    def test_chooses_the_same(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, most: int | None
+    ) -> None:
+        if most:  # each key has a turn of its own
+            monkeypatch.setattr(quick_choice, "CHOOSABLE", most)
+        values, ranks = numbers(kind, 5000), Ranks(500, 2500)
+        mask = self.mask(values, ranks, tmp_path)
+        assert isinstance(mask.bits, spilled.FileBytes)
+        known = torchs(values, ranks, "sort")
+        for first, count in ((0, 5000), (17, 4000), (4990, 10)):
+            assert np.array_equal(mask_of(mask(first, count), count), known[first : first + count])
+            assert mask.number(first) == np.count_nonzero(known[:first])
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("folder", [None, "missing"])
+    def test_without_a_file_they_lie_in_memory(self, tmp_path: Path, folder: str | None) -> None:
+        values, ranks = numbers("few", 5000), Ranks(500, 2500)
+        mask = self.mask(values, ranks, folder and tmp_path / folder)
+        assert isinstance(mask.bits, np.ndarray)
+        assert np.array_equal(mask_of(mask(0, 5000), 5000), torchs(values, ranks, "sort"))
+
+    def test_a_full_disk_is_noticed_before_any_bit_is_set(self, tmp_path: Path) -> None:
+        """A page of a mapped file for which there is no room would end the process."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        try:
+            mask = self.mask(numbers("few", 5000), Ranks(500, 2500), tmp_path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert isinstance(mask.bits, np.ndarray)

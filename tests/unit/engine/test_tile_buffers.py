@@ -22,7 +22,7 @@ COUNT = 6 * BLOCK + 1000
 class Files:
     """One leaf of numbers, each its own index."""
 
-    stored = ()
+    stored, beside = (), None
 
     def __init__(self) -> None:
         self.values = np.arange(COUNT, dtype=np.uint32)

@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from shardmerge.methods.passes import Chances, Masks, NumbersOf
 #: Groups whose masks are always kept: threads work on few at a time.
 _REMEMBERED = 4
 _BYTE = 8
+#: Bytes whose bits are counted at once.
+_COUNTED = 1 << 20
 #: The first of some elements that follow each other, and their number.
 ElementSpan = tuple[int, int]
 #: Finds the masks of spans of elements, one span after the other, as bits.
@@ -64,6 +67,13 @@ class Below:
         return bits_of(self.numbers(first, count) < self.bound)
 
 
+class AnyBytes(Protocol):
+    """Bytes in memory or in a file."""
+
+    def __getitem__(self, part: slice, /) -> np.ndarray:
+        """Return bytes that follow each other, uint8."""
+
+
 @dataclass(frozen=True)
 class BitMask:
     """A mask of which the bits of all elements are held.
@@ -72,7 +82,7 @@ class BitMask:
         bits: Of the elements.
     """
 
-    bits: np.ndarray
+    bits: AnyBytes
 
     @classmethod
     def of(cls, mask: np.ndarray) -> BitMask:
@@ -87,8 +97,10 @@ class BitMask:
     def number(self, count: int) -> int:
         """Return how many of the first elements are set."""
         whole, rest = divmod(count, _BYTE)
-        last = int(self.bits[whole]) & (1 << rest) - 1 if rest else 0
-        return int(np.bitwise_count(self.bits[:whole]).sum()) + last.bit_count()
+        last = int(self.bits[whole : whole + 1][0]) & (1 << rest) - 1 if rest else 0
+        ends = [*range(0, whole, _COUNTED), whole]
+        parts = (self.bits[first:end] for first, end in itertools.pairwise(ends))
+        return sum(int(np.bitwise_count(part).sum()) for part in parts) + last.bit_count()
 
 
 def chance_masks(wanted: Chances) -> list[Below]:
@@ -169,7 +181,7 @@ class SpanMasks(FoundMasks):
 
     def joined(self, kind: int, runs: Sequence[ElementSpan]) -> np.ndarray:
         self._find_all(runs)
-        whole = mask_of(self._masks[kind].bits, self._places[-1])
+        whole = mask_of(self._masks[kind](0, self._places[-1]), self._places[-1])
         pairs = zip(self._placed(runs), runs, strict=True)
         return np.concatenate([whole[place : place + count] for place, (_, count) in pairs])
 
