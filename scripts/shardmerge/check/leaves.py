@@ -12,6 +12,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import FileLeaf
 from shardmerge.algebra.samples import Runs
 from shardmerge.algebra.spec import ShardSpec
+from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.errors import UserError
 from shardmerge.base.safetensors import TensorEntry
 from shardmerge.check.samples import TensorFile
@@ -44,6 +45,19 @@ class OpenLeaves:
     def read_elements(self, leaf: AnyLocation, first: int, count: int, into: memoryview) -> None:
         """Fill the beginning of a buffer with elements of a leaf."""
         leaf.read(self._fill_from, first, count, into)
+
+    def read_spans(self, leaf: AnyLocation, spans: Runs, into: memoryview) -> bool:
+        """Fill the beginning of a buffer with spans of a leaf's elements, one after the other.
+
+        Returns:
+            Whether that is done: of a leaf that lies in a file as it is.
+        """
+        if not isinstance(leaf, Location) or leaf.table is not None:
+            return False
+        size = DTYPES[leaf.dtype].size
+        ranges = [(leaf.begin + first * size, count * size) for first, count in spans]
+        self._files[leaf.file].fill_ranges(ranges, into)
+        return True
 
     def _fill_from(self, number: int, offset: int, into: memoryview) -> None:
         self._files[number].fill(offset, into)

@@ -99,8 +99,11 @@ class TileBuffers:
         """Return the addresses of spans of elements, which are read one after the other."""
         self._take()
         self._begin = self._end = 0
+        together = getattr(self._files, "read_spans", None)
         for location, buffer, size in zip(self._locations, self._buffers, self._sizes, strict=True):
             place, view = 0, memoryview(buffer)
+            if together and together(location, spans, view):
+                continue
             for first, count in spans:
                 self._files.read_elements(location, first, count, view[place:])
                 place += count * size
