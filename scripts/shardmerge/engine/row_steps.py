@@ -174,7 +174,7 @@ class RowCode:
         # what values are halved to
         most = max(len(step.reduction.values) for step in steps)
         self._left = np.empty((most, length))
-        self._one = np.array(1, np.int64)
+        self._one = np.array([1, 0], np.int64)
 
     def find(self, begin: int, count: int) -> np.ndarray:
         """Return what the last step finds of some rows, float64 [values, rows]."""
