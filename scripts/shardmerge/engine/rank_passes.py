@@ -146,9 +146,10 @@ class RankPasses(RowPasses):
             tiles = self._tiles(call, keys_of, "caught", code.reader)
             keys = CaughtKeys(brackets)
             tiles.in_order(count)
-            for first, some in row_groups(0, rows, length):
-                find(code, first, some)
-                keys.add(tiles, first * length, some * length)
+            for group in row_groups(0, rows, length, code.reader.most):
+                find(code, *group)
+                for first, some in row_groups(*group, length):
+                    keys.add(tiles, first * length, some * length)
             found = keys.found()
             seen.caught = keys if found else None
             return found
