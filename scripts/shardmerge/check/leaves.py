@@ -12,13 +12,12 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import FileLeaf
 from shardmerge.algebra.samples import Runs
 from shardmerge.algebra.spec import ShardSpec
-from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.errors import UserError
 from shardmerge.base.safetensors import TensorEntry
 from shardmerge.check.samples import TensorFile
 from shardmerge.engine.arranging import Band, fill_elements
 from shardmerge.engine.decoding import Held, decode_elements
-from shardmerge.engine.locations import AnyLocation, Location, locate
+from shardmerge.engine.locations import AnyLocation, Location, locate, span_ranges
 from shardmerge.engine.stored import stored_deltas
 from shardmerge.formats.values import stored_type
 
@@ -52,12 +51,10 @@ class OpenLeaves:
         Returns:
             Whether that is done: of a leaf that lies in a file as it is.
         """
-        if not isinstance(leaf, Location) or leaf.table is not None:
-            return False
-        size = DTYPES[leaf.dtype].size
-        ranges = [(leaf.begin + first * size, count * size) for first, count in spans]
-        self._files[leaf.file].fill_ranges(ranges, into)
-        return True
+        ranges = span_ranges(leaf, spans)
+        if ranges is not None:
+            self._files[leaf.file].fill_ranges(ranges, into)
+        return ranges is not None
 
     def _fill_from(self, number: int, offset: int, into: memoryview) -> None:
         self._files[number].fill(offset, into)

@@ -293,9 +293,8 @@ class RankPasses(RowPasses):
 
         def sample(k: int) -> np.ndarray:
             if not sampled:
-                bits = self._key_bits(call, function)
-                runs = [bits.bits(*run) for run in _runs(count)]
-                sampled[:] = np.stack(runs, axis=1).view(np.int32)
+                bits = self._key_bits(call, function).bits_of(_runs(count))
+                sampled[:] = bits.reshape(len(bits), _RUNS, -1).view(np.int32)
             return sampled[k]
 
         if count < _SAMPLED:
