@@ -108,7 +108,8 @@ class RecordedPasses(NativePasses):
         found = None if known is None else _numbers(known)[None]
         if found is not None and found.shape != (1, number):
             raise _wrong(call, "sums of rows")
-        rows = [row for begin, count in _rows_of(runs, length) for row in range(begin, begin + count)]
+        groups = _rows_of(runs, length)
+        rows = [row for begin, some in groups for row in range(begin, begin + some)]
         some = self._some_rows(call, wanted, rows)
         if found is None:  # of rows that no sample needs nothing is known
             found = np.full((len(some), number), np.nan)

@@ -27,9 +27,7 @@ def native_fill(numbers: np.ndarray, stretches: Sequence[Stretch]) -> None:
     """Fill an array with the numbers of stretches, as ``kernels.mersenne`` does."""
     if not stretches:
         return
-    rows = [
-        (_place(start), skipped, made, _place(end)) for start, skipped, made, end in stretches
-    ]
+    rows = [(_place(start), skipped, made, _place(end)) for start, skipped, made, end in stretches]
     room = np.empty(WORDS + 1, np.uint32)
     array_code(states_text)(numbers, [room, np.array(rows, np.int64)], len(rows))
 
