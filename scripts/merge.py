@@ -55,6 +55,7 @@ def main() -> None:
         began=process_began(),
         sums={path: recorded_tensors(path) for path in read},
         watch=Watch(Identities(IDENTITIES)),
+        tasks=job.tasks,
     )
     write_json(args.record, {"spec": args.spec, **record.to_json()})
 

@@ -27,6 +27,16 @@ OURS = {
 }
 #: A copy that is on the disk when it is done, as shardmerge's shards are.
 SYNCED = "cp -r, sync"
+#: What no build can be faster than, together: the flagship's bytes, which are those of two models
+#: to read and one to write and to read back, moved by ``tools/bench/bound.py``, and Snakemake.
+BYTES, SNAKEMAKE = "its bytes alone", "Snakemake alone"
+#: A workflow of Snakemake with as many jobs as one asks for.
+TRIVIAL = """rule all:
+    input: expand("out/{i}", i=range(int(config["count"])))
+rule one:
+    output: "out/{i}"
+    shell: "touch {output}"
+"""
 Figures = dict[str, float]
 
 
@@ -67,6 +77,12 @@ def prepare(folder: Path, size: str) -> dict[str, Contestant]:
     found["cp -r"] = Contestant(["cp", "-r", "miqu-tiny", "copy"], "copy", ("copy",))
     synced = ["sh", "-c", "cp -r miqu-tiny copy && sync copy/*"]
     found[SYNCED] = Contestant(synced, None, ("copy",))
+    bound = [sys.executable, str(ROOT / "tools/bench/bound.py"), "--back", "bound"]
+    found[BYTES] = Contestant([*bound, *MODELS[:2]], None, ("bound",))
+    (folder / "trivial.smk").write_text(TRIVIAL)
+    alone = [sys.executable, "-m", "snakemake", "-s", "trivial.smk", "--scheduler", "greedy"]
+    alone += ["--cores", "2", "--quiet", "all", "--config", "count=1"]
+    found[SNAKEMAKE] = Contestant(alone, None, ("out", ".snakemake"))
     tool = Path(sys.executable).with_name("mergekit-multi")
     if tool.exists():
         command = [str(tool), "mergekit.yaml", "-I", str(folder / "merged"), "--quiet"]
@@ -84,7 +100,7 @@ def compare(
     contestants = prepare(folder, size)
     for turn in range(pairs):
         for name, contestant in contestants.items():
-            if contestant.output:
+            if contestant.output or name == BYTES:
                 warm(folder / model for model in MODELS)
             figures = measure(folder, contestant)
             rows.setdefault(name, []).append(figures)

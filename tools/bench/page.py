@@ -10,7 +10,7 @@ from typing import Any
 from shardmerge.base.markdown import table
 from shardmerge.report.canvas import BLUE, FAINT, GREY, ORANGE, figure
 from tools.bench import methods
-from tools.bench.builds import SYNCED
+from tools.bench.builds import BYTES, SNAKEMAKE, SYNCED
 
 Runs = Mapping[str, Sequence[Mapping[str, float]]]
 _BEGIN = "<!-- figures: begin (written by tools/bench) -->"
@@ -18,6 +18,8 @@ _END = "<!-- figures: end -->"
 _OTHER = "mergekit-multi"
 _START = "mergekit-multi --help"
 _COPIES = ("cp -r", SYNCED)
+#: What is no contestant of its own.
+_PARTS = (_START, BYTES, SNAKEMAKE)
 _PHASES = ("start", "read", "compute", "write", "hash")
 
 
@@ -58,7 +60,7 @@ def draw(results: Mapping[str, Any], output: str | os.PathLike[str]) -> None:
     with figure(output, 1.0 + 1.9 * len(builds)) as drawing:
         panels = drawing.subplots(len(builds), 1, squeeze=False)[:, 0]
         for axes, (size, runs) in zip(panels, builds.items(), strict=True):
-            names = [name for name in runs if name != _START][::-1]
+            names = [name for name in runs if name not in _PARTS][::-1]
             for place, name in enumerate(names):
                 values = [row["seconds"] for row in runs[name]]
                 colour = ORANGE if name == _OTHER else GREY if name in _COPIES else BLUE
@@ -76,7 +78,7 @@ def _build(size: str, runs: Runs) -> list[str]:
     seconds = {name: [row["seconds"] for row in rows] for name, rows in runs.items()}
     rows = []
     for name, values in seconds.items():
-        if name == _START:
+        if name in _PARTS:
             continue
         faster = ratio(seconds[_OTHER], values) if _OTHER in seconds else float("nan")
         peak = max(row.get("job_peak_mb", row["peak_mb"]) for row in runs[name])
@@ -103,7 +105,21 @@ def _build(size: str, runs: Runs) -> list[str]:
     head += [f"Times as fast as {_OTHER} less its start"] if _OTHER in seconds else []
     head += [f"As `{name}`" for name in _COPIES if name in seconds]
     head += [f"{phase}, s" for phase in _PHASES]
-    return [*parts, table(head, rows)]
+    return [*parts, table(head, rows), *_least(seconds)]
+
+
+def _least(seconds: Mapping[str, Sequence[float]]) -> list[str]:
+    """Return a sentence on what no build can be faster than."""
+    if not {BYTES, SNAKEMAKE} <= seconds.keys():
+        return []
+    both = [b + s for b, s in zip(seconds[BYTES], seconds[SNAKEMAKE], strict=True)]
+    found = "Reading, hashing, writing and reading back the same bytes alone, "
+    found += f"two shards at a time, took {statistics.median(seconds[BYTES]):.1f} s, "
+    found += f"and Snakemake with one trivial job {statistics.median(seconds[SNAKEMAKE]):.1f} s. "
+    if _OTHER in seconds:
+        found += "One after the other they are "
+        found += f"{ratio(seconds[_OTHER], both):.1f} times as fast as {_OTHER}."
+    return [found.strip()]
 
 
 def _plans(plans: Mapping[str, Mapping[str, float]]) -> list[str]:

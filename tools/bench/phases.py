@@ -14,16 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shardmerge.base.markdown import table
-from tools.bench.builds import ROOT
+from tools.bench.builds import ROOT, TRIVIAL
 
-#: What is looked at: nothing is there yet, all is there, and a workflow of trivial jobs.
+#: What is looked at: nothing is there yet, and all is there; besides, a workflow of trivial jobs.
 _BUILD = ["-s", str(ROOT / "Snakefile"), "--cores", "2", "models", "--quiet", "all"]
-_TRIVIAL = """rule all:
-    input: expand("out/{i}", i=range(int(config["count"])))
-rule one:
-    output: "out/{i}"
-    shell: "touch {output}"
-"""
 _ORDER = ("interpreter", "imports", "rules", "plan", "graph", "scheduling", "other", "end")
 _COUNTS = (1, 40, 160)
 Phases = dict[str, dict[str, float]]
@@ -39,7 +33,7 @@ def compare(runs: int, say: Callable[[str], None]) -> None:
             columns.setdefault("again", []).append(measure(_BUILD, folder))
         for count in _COUNTS:
             with tempfile.TemporaryDirectory(prefix="shardmerge-phases-") as name:
-                (Path(name) / "Snakefile").write_text(_TRIVIAL)
+                (Path(name) / "Snakefile").write_text(TRIVIAL)
                 words = ["--cores", "2", "--quiet", "all", "--config", f"count={count}"]
                 found = measure(words, Path(name))
                 columns.setdefault(f"{count} trivial jobs", []).append(found)

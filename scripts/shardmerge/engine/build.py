@@ -35,6 +35,7 @@ def build_shard(
     began: float | None = None,
     sums: Mapping[Path, Mapping[str, str]] | None = None,
     watch: Watch | None = None,
+    tasks: Sequence[TensorTask] | None = None,
 ) -> ShardRecord:
     """Build one safetensors file from its specification, whole or not at all.
 
@@ -55,6 +56,7 @@ def build_shard(
         sums: For files of stored task vectors, the XXH3 of each tensor as its record has it.
         watch: Compares the sources with what the workflow's first process found; without one they
             are only kept from changing while they are read.
+        tasks: Of the tensors, with those task vectors stored, where they have been made already.
 
     Returns:
         What it took and what was found on the way.
@@ -69,7 +71,7 @@ def build_shard(
     with contextlib.ExitStack() as stack:
         with tally.timed("start"):
             stored = stored_deltas(spec, deltas)
-            tasks = make_tasks(spec, stored)
+            tasks = make_tasks(spec, stored) if tasks is None else tasks
             files = stack.enter_context(InputFiles(spec, tasks, inputs, stored, tally, sums, watch))
             _not_an_input(output, files)
             stack.enter_context(claimed(output))

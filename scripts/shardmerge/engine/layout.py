@@ -181,13 +181,24 @@ def lay_out(spec: ShardSpec, tasks: Sequence[TensorTask], files: InputFiles) -> 
     return Layout(header, position, tuple(segments), _twin(header, position, segments, files))
 
 
-def choose_window(layout: Layout, tuning: Tuning) -> tuple[int, int]:
-    """Return the bytes of a window and of its input buffer, as large as the memory allows."""
+def choose_windows(layout: Layout, tuning: Tuning) -> tuple[int, int, list[Window]]:
+    """Return bytes of a window and of its input buffer, and all windows, as large as memory allows.
+
+    A length is given up at the first window that does not fit, unless there is no shorter one.
+    """
     for length in tuning.windows:
-        arena = max((window.arena for window in layout.windows(length)), default=0)
-        if tuning.slots * (length + arena) <= tuning.buffers:
-            break
-    return length, arena
+        most = tuning.buffers // tuning.slots - length
+        arena = 0
+        windows: list[Window] = []
+        for window in layout.windows(length):
+            arena = max(arena, window.arena)
+            windows.append(window)
+            if arena > most and length != tuning.windows[-1]:
+                break
+        else:
+            if arena <= most:
+                break
+    return length, arena, windows
 
 
 def _segment(index: int, task: TensorTask, begin: int, end: int, files: InputFiles) -> Segment:

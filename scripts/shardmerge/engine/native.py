@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 import platform
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +15,7 @@ from llvmlite import binding
 
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import DECLARATIONS, DOUBLE, FLOAT, LANES, STORED, StepLines
+from shardmerge.engine.machine_code import compiled
 from shardmerge.methods.program import Program, Reduction
 
 if TYPE_CHECKING:
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 
 #: Elements after which sums of squares go from float32 to float64.
 _CHUNK = 1 << 14
-#: What was made of texts for a processor, and what keeps that alive. It is never freed, since a
-#: thread may have an address of it.
-_MADE: dict[tuple[str | int, ...], tuple[Callable[..., None], object]] = {}
-_MAKING = threading.Lock()
 
 
 @cache
@@ -99,62 +95,6 @@ class Native:
 def native(program: Program) -> Native:
     """Return a program's native code."""
     return Native(program, compiled(assembly(program)))
-
-
-def compiled(text: str, effort: int = 2) -> Callable[..., None]:
-    """Return the function ``merge`` of a text in assembly language, made once in a process.
-
-    Args:
-        text: The function.
-        effort: LLVM's, from 0 to 3. Code that does little itself is made in a quarter of the time
-            without any.
-    """
-    (function,) = compiled_together([text], effort)
-    return function
-
-
-def compiled_together(texts: Sequence[str], effort: int = 2) -> list[Callable[..., None]]:
-    """Return the functions of some texts, as ``compiled``.
-
-    LLVM takes milliseconds each time, however short a text is.
-    """
-    _initialise()
-    how = (*_processor(), effort)
-    with _MAKING:
-        if new := [text for text in dict.fromkeys(texts) if (text, *how) not in _MADE]:
-            functions, engine = _compile(new, *how)
-            _MADE.update(
-                ((text, *how), (function, engine))
-                for text, function in zip(new, functions, strict=True)
-            )
-        return [_MADE[(text, *how)][0] for text in texts]
-
-
-def _compile(
-    texts: Sequence[str], cpu: str, features: str, effort: int
-) -> tuple[list[Callable[..., None]], object]:
-    module = binding.parse_assembly(_in_one(texts))
-    module.verify()
-    target = binding.Target.from_default_triple()
-    machine = target.create_target_machine(cpu=cpu, features=features, opt=effort)
-    engine = binding.create_mcjit_compiler(module, machine)
-    engine.finalize_object()
-    pointer = ctypes.c_void_p
-    kind = ctypes.CFUNCTYPE(None, pointer, pointer, ctypes.c_int64, pointer, pointer)
-    return [kind(engine.get_function_address(f"merge{k}")) for k in range(len(texts))], engine
-
-
-def _in_one(texts: Sequence[str]) -> str:
-    """Return a text with the functions of several, ``merge0`` and so on."""
-    lines: list[str] = []
-    declared: dict[str, None] = {}
-    for k, text in enumerate(texts):
-        for line in text.replace("@merge(", f"@merge{k}(").splitlines():
-            if line.startswith("declare "):
-                declared[line] = None
-            else:
-                lines.append(line)
-    return "\n".join([*lines, *declared])
 
 
 def place_of(array: np.ndarray) -> int:
@@ -237,17 +177,6 @@ def element_bits(program: Program | Reduction) -> list[int]:
     """Return the bits of an element of each leaf, less those of tables."""
     codes = *program.leaves, *program.loads
     return [1 if code == "BIT" else DTYPES[code].bits for code in codes]
-
-
-def _processor() -> tuple[str, str]:
-    """Return the processor's name and what it can do besides."""
-    return binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
-
-
-@cache
-def _initialise() -> None:
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
 
 
 def assembly(program: Program) -> str:

@@ -19,7 +19,8 @@ import numpy as np
 from shardmerge.engine import torch_order
 from shardmerge.engine.assembly import LANES, STORED, StepLines, element, loop_text, rows_text
 from shardmerge.engine.counting import caught_text, keys_text, masks_text, maxima_text
-from shardmerge.engine.native import compiled, last_elements, place_of
+from shardmerge.engine.machine_code import compiled
+from shardmerge.engine.native import last_elements, place_of
 from shardmerge.engine.scratch import scratch
 from shardmerge.methods.program import IN_TORCH_ORDER, Reduction
 

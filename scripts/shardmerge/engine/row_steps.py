@@ -16,7 +16,7 @@ import numpy as np
 
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import LANES
-from shardmerge.engine.native import compiled, compiled_together
+from shardmerge.engine.machine_code import compiled, compiled_together
 from shardmerge.engine.reductions import halving, native_reduction
 from shardmerge.engine.row_calls import driver_text, last_text
 from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers

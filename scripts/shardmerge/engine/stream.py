@@ -14,7 +14,7 @@ from shardmerge.base.hashing import bound_hash, quick_hasher
 from shardmerge.base.safetensors import parse_header
 from shardmerge.engine.device import Cuda, Host, Slot, check_device, host_buffer
 from shardmerge.engine.input_files import InputFiles
-from shardmerge.engine.layout import Layout, Window, choose_window
+from shardmerge.engine.layout import Layout, Window, choose_windows
 from shardmerge.engine.memory import TUNING, block_length
 from shardmerge.engine.output import OutputFile
 from shardmerge.engine.pipeline import Pipeline
@@ -78,8 +78,7 @@ class Stream:
                 tuning = TUNING
                 if self._cuda and self.layout.computed:
                     tuning = replace(TUNING, buffers=TUNING.device_buffers)
-                length, arena = choose_window(self.layout, tuning)
-                self._windows = list(self.layout.windows(length))
+                length, arena, self._windows = choose_windows(self.layout, tuning)
                 compute, stop = [_nothing], _nothing
                 if self._torch or needs_torch(self.tasks, self._device):
                     stack.enter_context(_one_torch_thread())

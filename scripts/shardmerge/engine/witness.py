@@ -50,7 +50,7 @@ class Witness:
         Args:
             read: Fills a buffer with the file's bytes from an offset on.
         """
-        buffer = memoryview(bytearray(_CHUNK))
+        buffer = memoryview(bytearray(min(_CHUNK, self.left)))
         for i, end in enumerate(self._ends):
             while (place := self._places[i]) < end:
                 part = buffer[: min(_CHUNK, end - place)]

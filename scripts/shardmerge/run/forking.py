@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import runpy
 import selectors
@@ -23,14 +22,23 @@ from shardmerge.run.worker import (
     began,
     begin,
     peer_of,
+    unpack_request,
 )
 
 #: Imported before the first job: all that merging, checking and packaging a model needs.
 _PLAIN = (
     "argparse",
+    "numpy.random",
     "shardmerge.base.malloc",
     "shardmerge.engine.native_lane",
     "shardmerge.methods",
+    "shardmerge.methods.blending.passes",
+    "shardmerge.methods.localized.competition",
+    "shardmerge.methods.localized.passes",
+    "shardmerge.methods.measured.passes",
+    "shardmerge.methods.spherical.passes",
+    "shardmerge.methods.task_vectors.kept",
+    "shardmerge.methods.task_vectors.passes",
     "shardmerge.plan.files",
     "shardmerge.plan.records",
     "shardmerge.check.shard",
@@ -45,6 +53,8 @@ _PLAIN = (
     "shardmerge.run.progress",
     "shardmerge.run.runs",
     "shardmerge.run.shard_inputs",
+    "shardmerge.run.shared_code",
+    "xxhash",
 )
 _PRELOADED = {
     PLAIN: _PLAIN,
@@ -71,12 +81,16 @@ class _Server:
     """Forks a process for each request, passes its status on, ends it where its client is gone."""
 
     def __init__(self, listener: socket.socket, run: int) -> None:
+        from shardmerge.run.shared_code import SharedCode  # slow to load, and so once listening
+
         self._listener = listener
         self._run = run
         self._over = False
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
         self._selector.register(run, selectors.EVENT_READ)
+        self._code = SharedCode()
+        self._selector.register(self._code, selectors.EVENT_READ)
         self._forks: list[_Fork] = []
 
     def serve(self) -> None:
@@ -85,6 +99,8 @@ class _Server:
             for key, _ in self._selector.select():
                 if key.fileobj is self._listener:
                     self._accept()
+                elif key.fileobj is self._code:
+                    self._code.take()
                 elif key.fileobj == self._run:
                     self._over = True
                     self._selector.unregister(self._run)
@@ -101,13 +117,15 @@ class _Server:
         if user != os.getuid() or len(descriptors) != 3:
             connection.close()
             return
+        self._code.take()  # so that the fork has it
         pid = os.fork()
         if not pid:
             connection.close()
             self._selector.close()
             self._listener.close()
             os.close(self._run)
-            _run_here(json.loads(message), descriptors, process)
+            self._code.send_from_here()
+            _run_here(message, descriptors, process)
         for descriptor in descriptors:
             os.close(descriptor)
         fork = _Fork(pid, os.pidfd_open(pid), connection)
@@ -128,14 +146,14 @@ class _Server:
         self._forks.remove(fork)
 
 
-def _run_here(request: list, descriptors: list[int], process: int) -> None:
+def _run_here(request: bytes, descriptors: list[int], process: int) -> None:
     """Be the client's process: its files, folder, environment and script; never returns."""
     status = 1
     try:
         for number, descriptor in enumerate(descriptors):
             os.dup2(descriptor, number)
             os.close(descriptor)
-        sys.argv, folder, environment, at = request
+        sys.argv, folder, environment, at = unpack_request(request)
         begin(began(process) if at is None else at)
         os.chdir(folder)
         os.environ.clear()

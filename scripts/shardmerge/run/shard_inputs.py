@@ -24,12 +24,14 @@ class ShardInputs:
         deltas: Files of stored task vectors that are read.
         stored: Where each of the task vectors lies in them.
         sources: Files of the sources, by model and name.
+        tasks: What is done for each of its tensors.
     """
 
     spec: ShardSpec
     deltas: Sequence[Path]
     stored: Mapping[Delta, StoredDelta]
     sources: Mapping[tuple[str, str], Path]
+    tasks: Sequence[TensorTask]
 
 
 def shard_inputs(
@@ -53,9 +55,10 @@ def shard_inputs(
     """
     spec = load_spec(digest)
     stored = stored_deltas(spec, deltas)
-    if uses_torch(make_tasks(spec, stored)):
+    tasks = make_tasks(spec, stored)
+    if uses_torch(tasks):
         delegate(TORCH)
     files = spec.required_files(stored)
     if len(files) != len(sources):
         raise UserError(f"needs {len(files)} files, {len(sources)} are given", "--sources")
-    return ShardInputs(spec, deltas, stored, dict(zip(files, sources, strict=True)))
+    return ShardInputs(spec, deltas, stored, dict(zip(files, sources, strict=True)), tasks)

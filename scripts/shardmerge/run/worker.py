@@ -7,20 +7,21 @@ with the run. The first one is started even while a plan is made.
 A job that cannot have it, for whatever reason, runs by itself. Linux only: the process listens at
 an abstract address, which leaves nothing behind, and takes jobs of its own user alone.
 
-Every job's first process loads this module and little else, so it imports few modules itself.
+Every job's first process loads this module and little else. So it has the modules that ``signal``
+and ``socket`` are made of, which load nothing: the two took longer than all else that it does.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
+import _signal
+import _socket
 import os
-import signal
-import socket
-import struct
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+
+TYPE_CHECKING = False  # without typing, which loads others
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 #: Names the run whose jobs share a process; without it every job runs by itself.
 WORKER_VARIABLE = "SHARDMERGE_WORKER"
@@ -31,9 +32,9 @@ _CAN_SHARE = sys.platform == "linux" and all(
     hasattr(module, name)
     for module, name in (
         (os, "pidfd_open"),
-        (signal, "pidfd_send_signal"),
-        (socket, "SO_PEERCRED"),
-        (socket, "SOCK_SEQPACKET"),
+        (_signal, "pidfd_send_signal"),
+        (_socket, "SO_PEERCRED"),
+        (_socket, "SOCK_SEQPACKET"),
     )
 )
 MOST = 1 << 20  # bytes of a request: a command line and an environment
@@ -104,10 +105,11 @@ def began(process: int) -> float:
     from shardmerge.base.owner import start_ticks  # slow to load
 
     now = time.perf_counter()
-    with contextlib.suppress(AttributeError, ValueError):  # no clock of that name, no /proc
+    try:
         ticks = int(start_ticks(process))
         return now - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
-    return now
+    except (AttributeError, ValueError):  # no clock of that name, no /proc
+        return now
 
 
 def start_job(main: Callable[[], None], kind: str = PLAIN) -> None:
@@ -136,30 +138,38 @@ def delegate(kind: str = PLAIN) -> None:
     _run = os.environ.pop(WORKER_VARIABLE, None) or _run
     if not (_run and _CAN_SHARE) or kind == _kind or _kind in (TORCH, COMPRESSED):
         return
-    with contextlib.suppress(OSError), _connect(_run, kind) as connection:
-        request = [sys.argv, os.getcwd(), dict(os.environ), _began]
-        with _stopping(connection) as stopped:
-            socket.send_fds(connection, [_packed(request)], [0, 1, 2])
+    try:
+        connection = _connect(_run, kind)
+    except OSError:
+        return
+    with _Stopping(connection) as stopped:
+        try:
+            given = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, _integers(0, 1, 2))]
+            connection.sendmsg([pack_request(sys.argv, os.getcwd(), os.environ, _began)], given)
             status = connection.recv(16)
-        if status or stopped:
-            os._exit(int(status or 128 + stopped[0]))
+        except OSError:
+            status = b""
+    if status or stopped.came:
+        os._exit(int(status or 128 + stopped.came[0]))
+    connection.close()
 
 
-def _connect(name: str, kind: str) -> socket.socket:
+def _connect(name: str, kind: str) -> _socket.socket:
     """Return a connection to a run's process of a kind, started if need be.
 
     Raises:
         OSError: If there is none.
     """
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     try:
         for pause in (0.0, *[0.02] * 100):
             time.sleep(pause)
-            with contextlib.suppress(ConnectionRefusedError):
+            try:
                 connection.connect(address_of(name, kind))
                 break
-            if not pause:
-                _start(name, kind)
+            except ConnectionRefusedError:
+                if not pause:
+                    _start(name, kind)
         if peer_of(connection)[1] != os.getuid():
             raise PermissionError
     except BaseException:
@@ -184,31 +194,60 @@ def _start(name: str, kind: str) -> None:
     )
 
 
-@contextlib.contextmanager
-def _stopping(connection: socket.socket) -> Iterator[list[int]]:
+class _Stopping:
     """On SIGTERM or SIGINT tell the fork to end, and go on waiting: it leaves things in order.
 
-    Yields the signals that came.
+    Args:
+        connection: To what the fork was asked from.
     """
-    came: list[int] = []
 
-    def stop(number: int, _: object) -> None:
-        came.append(number)
-        connection.shutdown(socket.SHUT_WR)
+    def __init__(self, connection: _socket.socket) -> None:
+        self._connection = connection
+        self._before: dict[int, object] = {}
+        self.came: list[int] = []
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def __enter__(self) -> _Stopping:
+        for number in (_signal.SIGTERM, _signal.SIGINT):
+            self._before[number] = _signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            _signal.signal(number, handler)
+
+    def _stop(self, number: int, _: object) -> None:
+        self.came.append(number)
+        self._connection.shutdown(_socket.SHUT_WR)
 
 
-def _packed(request: list) -> bytes:
-    packed = json.dumps(request).encode()
-    if len(packed) > MOST:
+def pack_request(
+    words: Sequence[str], folder: str, environment: Mapping[str, str], at: float | None
+) -> bytes:
+    """Return what a fork is asked for with: none of it has a character 0.
+
+    Args:
+        words: Of the command line.
+        folder: That it runs in.
+        environment: Its variables.
+        at: When the job began, if that was before this process.
+
+    Raises:
+        OSError: If it is too long.
+    """
+    began = "" if at is None else repr(at)
+    variables = (f"{name}={value}" for name, value in environment.items())
+    found = os.fsencode("\0".join((began, folder, str(len(words)), *words, *variables)))
+    if len(found) > MOST:
         raise OSError("too long")
-    return packed
+    return found
+
+
+def unpack_request(request: bytes) -> tuple[list[str], str, dict[str, str], float | None]:
+    """Return what was packed (``pack_request``)."""
+    at, folder, count, *rest = os.fsdecode(request).split("\0")
+    words, variables = rest[: int(count)], rest[int(count) :]
+    pairs = (one.partition("=") for one in variables)
+    return words, folder, {name: value for name, _, value in pairs}, float(at) if at else None
 
 
 def address_of(name: str, kind: str) -> str:
@@ -216,8 +255,15 @@ def address_of(name: str, kind: str) -> str:
     return f"\0shardmerge-{os.getuid()}-{name}-{kind}"
 
 
-def peer_of(connection: socket.socket) -> tuple[int, int]:
+def peer_of(connection: _socket.socket) -> tuple[int, int]:
     """Return the process and the user at the other end of a connection, by their ids."""
-    row = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    process, user, _ = struct.unpack("3i", row)
+    size = len(_integers(0, 0, 0))
+    row = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, size)
+    process, user, _ = memoryview(row).cast("i")
     return process, user
+
+
+def _integers(*numbers: int) -> bytes:
+    """Return integers of C."""
+    size = memoryview(bytes(8)).cast("i").itemsize
+    return b"".join(number.to_bytes(size, sys.byteorder) for number in numbers)

@@ -5,6 +5,8 @@ MASKED names what, separated by commas: keys of ``MASKS``.
 
 from __future__ import annotations
 
+import _signal
+import _socket
 import builtins
 import ctypes
 import errno
@@ -22,11 +24,16 @@ from typing import Any
 
 def _without(module: Any, *names: str) -> Callable[[], None]:
     def mask() -> None:
-        for name in names:
-            if hasattr(module, name):
-                delattr(module, name)
+        for one in (module, _MADE_OF.get(module)):
+            for name in names:
+                if hasattr(one, name):
+                    delattr(one, name)
 
     return mask
+
+
+#: What Python's modules have their names from.
+_MADE_OF = {signal: _signal, socket: _socket}
 
 
 def _is_ours() -> bool:

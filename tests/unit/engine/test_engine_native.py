@@ -32,7 +32,7 @@ from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.check.float_formats import multiplied_and_added
 from shardmerge.check.recompute import Recomputer
-from shardmerge.engine import native, row_calls
+from shardmerge.engine import machine_code, native, row_calls
 from shardmerge.engine.reductions import NativeReduction
 from shardmerge.engine.tasks import make_task, make_tasks, needs_torch
 from shardmerge.methods.program import Reduction
@@ -185,7 +185,7 @@ class TestProcessors:
         needs = {"x86-64-v3": "avx2", "x86-64-v4": "avx512bw", "znver4": "avx512bf16"}
         if not features.get(needs.get(cpu, "f16c")):
             pytest.skip(f"this processor is no {cpu}")
-        monkeypatch.setattr(native, "_processor", lambda: (cpu, "+f16c"))
+        monkeypatch.setattr(machine_code, "_processor", lambda: (cpu, "+f16c"))
         native.native.cache_clear()
         models = TestGoldenBytes.models(tmp_path)
         for name, spec in TestGoldenBytes.specs(models).items():
@@ -201,7 +201,7 @@ class TestProcessors:
         host = native.binding.get_host_cpu_features()
         if not all(host.get(name.strip("+")) for name in features.split(",")):
             pytest.skip(f"this processor has not all of {features}")
-        monkeypatch.setattr(native, "_processor", lambda: ("x86-64", features))
+        monkeypatch.setattr(machine_code, "_processor", lambda: ("x86-64", features))
         native.native.cache_clear()
         pair = [normal((999,), seed, "F32", 1.0) for seed in (1, 2)]
         a, b = (source("F32", (999,), f"m{i}") for i in range(2))
@@ -270,13 +270,13 @@ class TestThreads:
             return list(pool.map(one, range(number)))
 
     def test_code_is_made_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(native, "_MADE", {})
+        monkeypatch.setattr(machine_code, "_CODE", machine_code._Code())
         text = row_calls.last_text("sums")
-        assert len({id(found) for found in self.together(lambda: native.compiled(text))}) == 1
+        assert len({id(found) for found in self.together(lambda: machine_code.compiled(text))}) == 1
 
     def test_address_stays_right(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whoever took it before another thread had made the code a second time."""
-        monkeypatch.setattr(native, "_MADE", {})
+        monkeypatch.setattr(machine_code, "_CODE", machine_code._Code())
         code = NativeReduction(self.REDUCTION)
         assert len(set(self.together(lambda: code.address(1)))) == 1
 

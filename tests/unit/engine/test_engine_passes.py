@@ -17,7 +17,7 @@ from helpers import kernel_cases, method_bytes
 from helpers.engine_cases import Models, call_of
 from shardmerge.algebra import expression as ex
 from shardmerge.base.numerics import FLOAT32
-from shardmerge.engine import caught, native, reductions, tiles
+from shardmerge.engine import caught, machine_code, native, reductions, tiles
 from shardmerge.engine.halves import halved_sum
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.methods.contract import BLOCK
@@ -480,7 +480,7 @@ class TestProcessors:
         needs = {"x86-64-v3": "avx2", "x86-64-v4": "avx512bw"}
         if not features.get(needs.get(cpu, "f16c")):
             pytest.skip(f"this processor is no {cpu}")
-        monkeypatch.setattr(native, "_processor", lambda: (cpu, "+f16c"))
+        monkeypatch.setattr(machine_code, "_processor", lambda: (cpu, "+f16c"))
         caches = native.native, native.array_code, reductions.native_reduction
         for cache in caches:
             cache.cache_clear()

@@ -107,6 +107,21 @@ def start(tmp_path: Path, served: tuple[Any, ...]) -> Any:
     return start
 
 
+class TestRequests:
+    """What a fork is asked for comes over as it is."""
+
+    @pytest.mark.parametrize("at", [None, 12.25, -0.1])
+    @pytest.mark.parametrize("words", [["merge.py"], ["a b", "", "c=d\n", "\udcff é", "-"]])
+    def test_all_comes_back(self, words: list[str], at: float | None) -> None:
+        environment = {"A": "", "B": "x=y\n", "C d": "\udcfe é"}
+        request = worker.pack_request(words, "/a\n b\udcfd", environment, at)
+        assert worker.unpack_request(request) == (words, "/a\n b\udcfd", environment, at)
+
+    def test_one_that_is_too_long(self) -> None:
+        with pytest.raises(OSError, match="too long"):
+            worker.pack_request(["x" * worker.MOST], "/", {}, None)
+
+
 class TestExpect:
     """The process is started before there are jobs, where it can be foreseen that there will be."""
 
@@ -185,7 +200,9 @@ class TestImports:
         )
         ours = {name for name in loaded if name.startswith("shardmerge")}
         assert ours == {"shardmerge", "shardmerge.run", "shardmerge.run.worker"}
-        assert not {"argparse", "dataclasses", "pathlib", "subprocess"} & set(loaded)
+        slow = {"argparse", "collections", "contextlib", "dataclasses", "enum", "json", "pathlib"}
+        slow |= {"re", "select", "signal", "socket", "subprocess", "typing"}
+        assert not slow & set(loaded)
 
     @pytest.mark.parametrize("script", DELEGATED, ids=lambda path: path.stem)
     def test_scripts_import_nothing_else_before_their_job_begins(self, script: Path) -> None:
@@ -283,6 +300,26 @@ class TestDelegate:
         job.communicate()
         assert job.returncode == 0
         assert int((tmp_path / "found").read_text().split()[0]) == job.pid
+
+
+def test_a_job_finds_the_machine_code_of_those_before_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(SCRIPTS)!r})\n"
+        "from shardmerge.run.worker import delegate\n"
+        "delegate()\n"
+        "from shardmerge.engine import machine_code\n"
+        "before = len(machine_code._CODE._functions)\n"
+        "head = 'define void @merge(ptr %a, ptr %b, i64 %c, ptr %d, ptr %e)'\n"
+        "machine_code.compiled(head + '{\\n ret void\\n}')(None, None, 0, None, None)\n"
+        "print(before, len(machine_code._CODE._functions))\n"
+    )
+    env = os.environ | {worker.WORKER_VARIABLE: run_name()}
+    found = [
+        subprocess.run([sys.executable, script], env=env, capture_output=True, text=True)
+        for _ in range(3)
+    ]
+    assert [done.stdout for done in found] == ["0 1\n", "1 1\n", "1 1\n"], found[0].stderr
 
 
 @pytest.mark.slow

@@ -45,7 +45,20 @@ class TestPage:
         assert "| fused | 5.0 | 4.0 - 10.0 | 8.0 | 250 |" in text
         # 10/2, 30/2.5, 90/5: the start does not count; then 4/2, 5/2.5, 6/5
         assert "| fused | 2.5 | 12.0 | 2.0 |" in text
+        assert "trivial" not in text
         assert "| 70B | 723 | 15 | 1.00 | 0.50 | 0.10 | 3.00 | 2.00 |" in text
+
+    def test_what_no_build_can_be_faster_than(self, tmp_path: Path) -> None:
+        alone = {builds.BYTES: (2.0, 3.0, 9.0), builds.SNAKEMAKE: (1.0, 2.0, 1.0)}
+        parts = {name: [OTHER | {"seconds": s} for s in found] for name, found in alone.items()}
+        results = RESULTS | {"builds": {"2GB": RESULTS["builds"]["2GB"] | parts}}
+        text = page.with_figures(PAGE, results)
+        assert "alone, two shards at a time, took 3.0 s" in text
+        # 20/3, 40/5, 100/10
+        assert "1.0 s. One after the other they are 8.0 times as fast as mergekit-multi." in text
+        assert f"| {builds.BYTES} |" not in text
+        page.draw(results, tmp_path / "plot.svg")
+        assert builds.BYTES not in (tmp_path / "plot.svg").read_text()
 
     def test_the_rest_stays(self) -> None:
         text = page.with_figures(PAGE, RESULTS)
@@ -92,13 +105,14 @@ class TestMeasure:
 
 class TestBound:
     @pytest.mark.parametrize("size", [5, 1 << 20, (3 << 20) + 7])
-    def test_moves_whole_models(self, tmp_path: Path, size: int) -> None:
+    @pytest.mark.parametrize("back", [(), ("--back",)])
+    def test_moves_whole_models(self, tmp_path: Path, size: int, back: tuple[str, ...]) -> None:
         for model in "ab":
             (tmp_path / model).mkdir()
             for shard in "12":
                 (tmp_path / model / f"{shard}.safetensors").write_bytes(os.urandom(size))
         command = [sys.executable, bound.__file__, "out", str(tmp_path / "a"), str(tmp_path / "b")]
-        subprocess.run(command, cwd=tmp_path, check=True)
+        subprocess.run([*command, *back], cwd=tmp_path, check=True)
         for shard in "12":
             made, source = (tmp_path / m / f"{shard}.safetensors" for m in ("out", "a"))
             assert made.read_bytes() == source.read_bytes()
