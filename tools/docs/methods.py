@@ -7,6 +7,7 @@ from typing import Any
 
 from shardmerge.base.markdown import table
 from shardmerge.base.numerics import FLOAT32
+from shardmerge.engine.memory import TUNING
 from shardmerge.methods.registry import (
     REQUIRED,
     Inputs,
@@ -162,7 +163,10 @@ def _way(declared: MergeMethod) -> str:
     if rendering.elementwise:
         return "element by element, in blocks"
     if rendering.passes:
-        return "in passes over blocks: the inputs are read several times, and nothing is held"
+        return (
+            "in passes over blocks: the inputs are read several times, or once where a tensor's "
+            f"take no more than {TUNING.held >> 20} MiB and are held"
+        )
     space = rendering.workspace
     parts = [
         text

@@ -17,6 +17,7 @@ from shardmerge.algebra.leaves import Leaves, block_leaves, stated_dtype
 from shardmerge.algebra.lowering import reduction_for
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
+from shardmerge.engine.held import tile_buffers
 from shardmerge.engine.locations import apart
 from shardmerge.engine.stripes import Stripes
 from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
@@ -111,7 +112,7 @@ class CallTiles(abc.ABC):
         room: TileBuffers | None = None,
     ) -> TileBuffers:
         sizes = [DTYPES[leaf.dtype].size for leaf in leaves.files]
-        return TileBuffers(self._places(leaves), self._files, sizes, most, behind, room)
+        return tile_buffers(self._places(leaves), self._files, sizes, most, behind, room)
 
 
 def to_text(table: np.ndarray, kind: str = "<f8") -> str:

@@ -16,9 +16,16 @@ def halved_together(parts: Sequence[np.ndarray]) -> np.ndarray:
     return sums
 
 
-def halved_sum(x: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Return the sum over a dimension as ``kernels.blocks.tree_sum`` makes it."""
-    x = np.moveaxis(x, axis, 0).copy(order="K")
+def halved_sum(x: np.ndarray, axis: int = -1, *, spent: bool = False) -> np.ndarray:
+    """Return the sum over a dimension as ``kernels.blocks.tree_sum`` makes it.
+
+    Args:
+        x: Numbers.
+        axis: The dimension.
+        spent: Whether they may be overwritten.
+    """
+    x = np.moveaxis(x, axis, 0)
+    x = x if spent else x.copy(order="K")
     count = len(x)
     if count == 0:
         return np.zeros(x.shape[1:])

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import FileLeaf
@@ -218,6 +218,8 @@ def locate(leaf: FileLeaf, tensor: Callable[[ex.Source | ex.Delta], Location]) -
     return tensor(leaf)
 
 
-def apart(location: AnyLocation) -> AnyLocation:
+def apart(location: Any) -> Any:
     """Return a location for another thread: what one holds between reads is its own."""
-    return location if isinstance(location, Location) else replace(location, _held={})
+    if isinstance(location, DecodedLocation | ArrangedLocation):
+        return replace(location, _held={})
+    return location

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import (
+    FileLeaf,
     HeldLeaf,
     block_leaves,
     chooses,
@@ -22,10 +23,11 @@ from shardmerge.base.numerics import Numerics
 from shardmerge.engine.arranging import arranging_bytes
 from shardmerge.engine.decoding import decoding_bytes
 from shardmerge.engine.tasks import TensorTask
+from shardmerge.methods.program import LANES
 from shardmerge.methods.registry import workspace_elements
 
 MIB = 1 << 20
-#: Resident memory of any job that holds no whole tensor: torch is two thirds of it.
+#: Resident memory of any job, beside what it holds: torch is two thirds of it.
 STREAMING_BYTES = 400_000_000
 #: What a CUDA context and its libraries add on the host.
 CUDA_BYTES = 3 << 30
@@ -39,6 +41,8 @@ CHOOSABLE = (1 << 31) - (1 << 24)
 _CHOSEN_AT_ONCE, _LEAST_CHOSEN = 24 << 20, 12 << 20
 #: Elements of tensors that are still being written while the next one is begun.
 BEHIND = 1 << 25
+#: What is held begins at multiples of so many bytes.
+_APART = 4096
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Tuning:
         slots: Windows in flight between reader, compute threads, writer and hasher.
         buffers: Bytes that all slots may take together.
         device_buffers: The same where an accelerator copies from and to them.
+        held: Bytes of a tensor's sources up to which they are held between passes and result.
         lane: Bytes that an elementwise kernel may take for one block.
         windows: Bytes of output that a window may have, the largest that fits is taken.
     """
@@ -60,6 +65,7 @@ class Tuning:
     slots: int = 10
     buffers: int = 48 * MIB
     device_buffers: int = 192 * MIB
+    held: int = 95 * MIB
     lane: int = 10 * MIB
     windows: tuple[int, ...] = tuple(8 * MIB >> k for k in range(8))
 
@@ -78,7 +84,8 @@ def workspace_bytes(tasks: Sequence[TensorTask], device: str = "cpu") -> int:
     It is one constant for what streams. A merge method that must see whole tensors adds the
     largest tensor's inputs, result and workspace (``registry.workspace_elements``); adapters add
     the factors of one tensor for each thread; quantised weights what decodes a piece of one; a
-    choice by torch's order a number of each element of a tensor, and masks.
+    choice by torch's order a number of each element of a tensor, and masks; methods in passes the
+    sources of the largest tensor whose sources are held.
 
     Args:
         tasks: Of a shard's tensors.
@@ -89,8 +96,34 @@ def workspace_bytes(tasks: Sequence[TensorTask], device: str = "cpu") -> int:
     factors = max((_factors(task.products) for task in tasks), default=0)
     # one of the reader's, one of whoever makes a whole tensor
     decoding = 2 * max((_decoding(task) for task in tasks), default=0)
-    held = TUNING.lanes * factors + whole + chosen + decoding
+    between = max((held_bytes(task, TUNING.held) for task in tasks), default=0)
+    held = TUNING.lanes * factors + whole + chosen + decoding + between
     return STREAMING_BYTES + held + (CUDA_BYTES if device != "cpu" else 0)
+
+
+def held_bytes(task: TensorTask, most: int) -> int:
+    """Return the bytes of a tensor's sources if they are held between passes and result, else 0.
+
+    They are where native code makes both, and passes see whole tensors.
+
+    Args:
+        task: Of the tensor.
+        most: Bytes that they may take.
+    """
+    if task.kind != "native" or not task.spreads:
+        return 0
+    count = math.prod(task.tensor.shape)
+    size = sum(held_leaf_bytes(leaf, count) for leaf in task.leaves.files) if count else 0
+    return size if size <= most else 0
+
+
+def held_leaf_bytes(leaf: FileLeaf, count: int) -> int:
+    """Return the bytes that a leaf of so many elements takes where it is held.
+
+    Behind the last one whole vectors can be read, and the next leaf begins with a page.
+    """
+    size = DTYPES[leaf.dtype].size
+    return -(-(count + LANES) * size // _APART) * _APART
 
 
 def block_length(tasks: Sequence[TensorTask], tuning: Tuning = TUNING) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.chunks import EdgeBuffer
 from shardmerge.engine.device import Slot
+from shardmerge.engine.held_room import HeldRoom
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.layout import Chunk
 from shardmerge.engine.native import native, place_of
@@ -30,6 +31,7 @@ class NativeLane:
         tally: Where time, sums of squares and new infinite values are counted.
         native: Indices of the tensors that native code computes.
         other: Computes all others; None where there are none.
+        room: Where sources of some tensors are held; None if none are.
     """
 
     def __init__(
@@ -40,9 +42,10 @@ class NativeLane:
         tally: Tally,
         native: Collection[int],
         other: TorchLane | None,
+        room: HeldRoom | None = None,
     ) -> None:
         self._tasks, self._files, self._steps = tasks, files, steps
-        self._tally, self._native, self._other = tally, native, other
+        self._tally, self._native, self._other, self._room = tally, native, other, room
         self._edge = EdgeBuffer(lambda size: memoryview(bytearray(size)))
 
     def compute(self, slot: Slot) -> None:
@@ -55,6 +58,8 @@ class NativeLane:
                 if chunk.tensor in self._native:
                     with self._edge.elements(chunk, slot.output.memory) as target:
                         self._evaluate(chunk, slot, target)
+                    if self._room and chunk.tensor in self._room:
+                        self._room.release(chunk.tensor)
             rest = [chunk for chunk in chunks if chunk.tensor not in self._native]
             if rest:
                 self._other.compute(slot, rest)
@@ -64,14 +69,16 @@ class NativeLane:
         task = self._tasks[chunk.tensor]
         steps, name = self._steps(chunk.tensor), task.tensor.name
         code = native(steps.program)
-        sizes = [DTYPES[one].size for _, one in chunk.leaves]
+        held = self._steps.held(chunk.tensor)
+        places = [slot.arena.address + at for at, _ in chunk.leaves]
+        places = held.places(chunk.first, chunk.count) if held else places
+        sizes = [DTYPES[one].size for one in steps.program.leaves]
         output = ctypes.addressof(ctypes.c_char.from_buffer(target))
         all_finite = True
         for first, count, constants in steps.given.pieces(chunk.first, chunk.count):
             made = [load(first, count) for load in steps.given.loads]
             done = first - chunk.first
-            pairs = zip(chunk.leaves, sizes, strict=True)
-            leaves = [slot.arena.address + at + done * size for (at, _), size in pairs]
+            leaves = [at + done * size for at, size in zip(places, sizes, strict=True)]
             leaves += map(place_of, (*made, *steps.given.tables))
             out = output + done * chunk.itemsize
             finite, sums = code.run(out, leaves, count, constants)
@@ -80,10 +87,20 @@ class NativeLane:
                 row = sums[own], None if base is None else sums[base]
                 self._tally.add_squares(name, number, *row)
         if not all_finite:
-            self._inspect(chunk, slot, target, task)
+            leaves = zip(places, steps.program.leaves, strict=True)
+            self._inspect(list(leaves), chunk.count, target, task)
 
-    def _inspect(self, chunk: Chunk, slot: Slot, target: memoryview, task: TensorTask) -> None:
-        """Count infinite and NaN elements that no source has; make NaNs all one."""
+    def _inspect(
+        self, leaves: Sequence[tuple[int, str]], count: int, target: memoryview, task: TensorTask
+    ) -> None:
+        """Count infinite and NaN elements that no source has; make NaNs all one.
+
+        Args:
+            leaves: (address, dtype code) of the elements of each leaf.
+            count: Elements.
+            target: Their results.
+            task: Of the tensor.
+        """
         import torch
 
         from shardmerge.engine.buffers import torch_dtype
@@ -92,16 +109,17 @@ class NativeLane:
         out = torch.frombuffer(target, dtype=torch_dtype(task.tensor.dtype))
         views = [
             torch.frombuffer(
-                slot.arena.memory, dtype=torch_dtype(code), count=chunk.count, offset=position
+                (ctypes.c_uint8 * (count * DTYPES[code].size)).from_address(place),
+                dtype=torch_dtype(code),
             )
-            for position, code in chunk.leaves
+            for place, code in leaves
         ]
         if task.spreads:
             from shardmerge.engine.whole import has_nonfinite_source
 
-            count = canonicalize_nan(out, ())
-            count = 0 if has_nonfinite_source(task, self._files) else count
+            found = canonicalize_nan(out, ())
+            found = 0 if has_nonfinite_source(task, self._files) else found
         else:
-            count = canonicalize_nan(out, views)
-        if count:
-            self._tally.add_nonfinite(task.tensor.name, count)
+            found = canonicalize_nan(out, views)
+        if found:
+            self._tally.add_nonfinite(task.tensor.name, found)

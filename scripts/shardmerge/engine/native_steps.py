@@ -10,14 +10,14 @@ from concurrent.futures import Future
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.lowering import Steps, is_native, steps_for
+from shardmerge.engine.held import HeldSources
+from shardmerge.engine.held_room import HeldRoom
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.memory import BEHIND
 from shardmerge.engine.passes import NativePasses
 from shardmerge.engine.record import Tally
 from shardmerge.engine.tasks import TensorTask
-from shardmerge.methods.passes import (
-    Map,
-)
+from shardmerge.methods.passes import Map
 
 #: Tensors whose steps are kept: windows come in order, so that threads work on few at a time.
 _REMEMBERED = 16
@@ -30,10 +30,17 @@ class StepsOf:
         tasks: Of the shard's tensors.
         files: That a job reads.
         tally: Where what was found is noted.
+        room: Where sources of some tensors are held; None if none are.
     """
 
-    def __init__(self, tasks: Sequence[TensorTask], files: InputFiles, tally: Tally) -> None:
-        self._tasks, self._files, self._tally = tasks, files, tally
+    def __init__(
+        self,
+        tasks: Sequence[TensorTask],
+        files: InputFiles,
+        tally: Tally,
+        room: HeldRoom | None = None,
+    ) -> None:
+        self._tasks, self._files, self._tally, self._room = tasks, files, tally, room
         self._lock = threading.Lock()
         self._found: OrderedDict[int, Future[Steps]] = OrderedDict()
 
@@ -50,7 +57,7 @@ class StepsOf:
                 self._forget()
         if mine:
             try:
-                found.set_result(self._make(task))
+                found.set_result(self._make(task, self.held(tensor) or self._files))
             except BaseException as error:
                 found.set_exception(error)
         return found.result()
@@ -63,13 +70,21 @@ class StepsOf:
             self._found.popitem(last=False)
             behind -= math.prod(self._tasks[between.pop(0)].tensor.shape)
 
-    def _make(self, task: TensorTask) -> Steps:
-        maps = native_maps(task, self._files, self._tally)
+    def held(self, tensor: int) -> HeldSources | None:
+        """Return the sources of an output tensor if they are held."""
+        if self._room is None or tensor not in self._room:
+            return None
+        return self._room.take(tensor)
+
+    def _make(self, task: TensorTask, files: InputFiles | HeldSources) -> Steps:
+        maps = native_maps(task, files, self._tally)
         rest = task.leaves, task.direct, task.numerics, maps.__getitem__
         return steps_for(task.expression, task.tensor.dtype, *rest)
 
 
-def native_maps(task: TensorTask, files: InputFiles, tally: Tally) -> dict[ex.Call, Map]:
+def native_maps(
+    task: TensorTask, files: InputFiles | HeldSources, tally: Tally
+) -> dict[ex.Call, Map]:
     """Return what those of a tensor's calls in passes do whose passes native code can make.
 
     Torch may make the elements, as where rows are taken of a result.

@@ -111,7 +111,7 @@ class NativeReduction:
     def parts(
         self, rows: int, leaves: Sequence[int], count: int, constants: Sequence[float]
     ) -> np.ndarray:
-        """Return what torch adds up first, float32 [sums, parts, LANES].
+        """Return what torch adds up first, float32 [sums, parts, LANES], until the next call.
 
         Args:
             rows: Vectors, or pairs of them, of a part.
@@ -120,7 +120,8 @@ class NativeReduction:
             constants: That the steps name.
         """
         width = LANES * (2 if self.reduction.kind == "pairs" else 1)
-        made = np.empty((len(self.reduction.values), count // (rows * width), LANES), np.float32)
+        shape = len(self.reduction.values), count // (rows * width), LANES
+        made = scratch("torch's parts", math.prod(shape), np.float32).reshape(shape)
         self._call(rows, made, leaves, count, constants)
         return made
 

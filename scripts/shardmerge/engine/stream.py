@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from shardmerge.base.safetensors import parse_header
 from shardmerge.engine.device import Cuda, Host, Slot, check_device, host_buffer
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.layout import Layout, Window, choose_windows
-from shardmerge.engine.memory import TUNING, block_length
+from shardmerge.engine.memory import TUNING, block_length, held_bytes
 from shardmerge.engine.output import OutputFile
 from shardmerge.engine.pipeline import Pipeline
 from shardmerge.engine.record import Tally
@@ -23,6 +24,8 @@ from shardmerge.engine.tasks import TensorTask, needs_torch
 from shardmerge.engine.witness import Witness
 
 if TYPE_CHECKING:
+    from shardmerge.engine.held import HeldSources
+    from shardmerge.engine.held_room import HeldRoom
     from shardmerge.engine.torch_lane import TorchLane
 
 Progress = Callable[[int, int], None]
@@ -70,6 +73,8 @@ class Stream:
             check_device(device)
         self._native = frozenset() if self._cuda else _native(tasks, layout.computed)
         self._torch = not self._native.issuperset(layout.computed)
+        sizes = {one: held_bytes(tasks[one], TUNING.held) for one in self._native}
+        self._held = {one: size for one, size in sizes.items() if size}
 
     def run(self, file: OutputFile | None) -> str:
         """Send all windows through, to a file unless None; return the SHA-256 of all bytes."""
@@ -78,15 +83,19 @@ class Stream:
                 tuning = TUNING
                 if self._cuda and self.layout.computed:
                     tuning = replace(TUNING, buffers=TUNING.device_buffers)
+                # windows of one size, whatever is held
                 length, arena, self._windows = choose_windows(self.layout, tuning)
+                if self._held:
+                    self._windows = list(self._without_held().windows(length))
                 compute, stop = [_nothing], _nothing
                 if self._torch or needs_torch(self.tasks, self._device):
                     stack.enter_context(_one_torch_thread())
                 if self._torch:
                     stack.enter_context(_current(self._device))
                 slots = self._make_slots(length, arena)
+                room = self._make_room()
                 if self.layout.computed:
-                    compute, stop = self._make_lanes()
+                    compute, stop = self._make_lanes(room)
             self._file = file
             Pipeline(
                 slots,
@@ -113,7 +122,9 @@ class Stream:
             for _ in range(min(TUNING.slots, len(self._windows)))
         ]
 
-    def _make_lanes(self) -> tuple[list[Callable[[Slot], None]], Callable[[], None]]:
+    def _make_lanes(
+        self, room: HeldRoom | None
+    ) -> tuple[list[Callable[[Slot], None]], Callable[[], None]]:
         """Return a compute function for each thread, and what wakes them after a failure."""
         from shardmerge.engine.native_lane import NativeLane
         from shardmerge.engine.native_steps import StepsOf
@@ -121,10 +132,40 @@ class Stream:
         others, stop = [None] * self._lanes, _nothing
         if self._torch:
             others, stop = self._make_torch_lanes()
-        steps = StepsOf(self.tasks, self.files, self.tally)
+        steps = StepsOf(self.tasks, self.files, self.tally, room)
         own = self.tasks, self.files, steps, self.tally, self._native
-        lanes = [NativeLane(*own, other) for other in others]
-        return [lane.compute for lane in lanes], stop
+        lanes = [NativeLane(*own, other, room) for other in others]
+
+        def stop_all() -> None:
+            stop()
+            if room:
+                room.stop()
+
+        return [lane.compute for lane in lanes], stop_all
+
+    def _make_room(self) -> HeldRoom | None:
+        """Return where sources are held that lie in no window's input buffer."""
+        from shardmerge.engine.held_room import HeldRoom
+
+        if not self._held:
+            return None
+        parts = Counter(chunk.tensor for window in self._windows for chunk in window.chunks)
+        return HeldRoom(self._held, parts, self._hold)
+
+    def _hold(self, tensor: int, memory: memoryview, address: int) -> HeldSources:
+        from shardmerge.engine.held import HeldSources
+
+        task = self.tasks[tensor]
+        leaves, count = task.leaves.files, math.prod(task.tensor.shape)
+        return HeldSources(self.files, leaves, count, memory, address)
+
+    def _without_held(self) -> Layout:
+        """Return the layout without the reads of what is held."""
+        segments = (
+            replace(one, leaves=()) if one.tensor in self._held else one
+            for one in self.layout.segments
+        )
+        return replace(self.layout, segments=tuple(segments))
 
     def _make_torch_lanes(self) -> tuple[list[TorchLane], Callable[[], None]]:
         from shardmerge.engine.lowrank import Products, factor_loader
@@ -153,6 +194,7 @@ class Stream:
                 for read in later.reads:
                     for place in read.leaf.touched(read.first, read.count):
                         self.files.will_need(*place)
+                self._will_hold(later)
             slot.output.memory[: len(window.literal)] = window.literal
             for copy in window.copies:
                 into = slot.output.memory[copy.position : copy.position + copy.length]
@@ -160,6 +202,14 @@ class Stream:
             for read in window.reads:
                 into = slot.arena.memory[read.position :]
                 self.files.read_elements(read.leaf, read.first, read.count, into)
+
+    def _will_hold(self, window: Window) -> None:
+        """Tell the kernel of where passes begin."""
+        for chunk in window.chunks:
+            if chunk.tensor in self._held and chunk.first == 0:
+                for leaf in self.tasks[chunk.tensor].leaves.files:
+                    for place in self.files.locate(leaf).touched(0, chunk.count):
+                        self.files.will_need(*place)
 
     def _write(self, slot: Slot) -> None:
         window = slot.window

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from shardmerge.engine.assembly import LANES
 from shardmerge.methods.contract import BLOCK
 
 #: Elements that are read at once, at most: the kernel and Python take less for each then.
-_AHEAD = 4 * BLOCK
+AHEAD = 4 * BLOCK
 
 
 class ReadFiles(Protocol):
@@ -51,7 +52,6 @@ class TileBuffers:
             lies there.
 
     Attributes:
-        starts: Addresses of the buffers.
         most: As it is given.
         until: Up to which element all will be asked for in order.
     """
@@ -61,19 +61,35 @@ class TileBuffers:
         locations: Sequence[Any],
         files: ReadFiles,
         sizes: Sequence[int],
-        most: int = _AHEAD,
+        most: int = AHEAD,
         behind: int = 0,
         room: TileBuffers | None = None,
     ) -> None:
         self._locations, self._files, self._sizes, self.most = locations, files, sizes, most
         self._behind = behind
         # of the last elements whole vectors can be read, whatever follows them
-        lengths = [(behind + most + LANES) * size for size in sizes]
-        fits = room and [len(buffer) for buffer in room._room.buffers] == lengths
-        self._room = room._room if fits else _Room([np.empty(size, np.uint8) for size in lengths])
-        self._buffers, self._mark = self._room.buffers, object()
-        self.starts = [buffer.ctypes.data for buffer in self._buffers]
+        self._lengths = [(behind + most + LANES) * size for size in sizes]
+        self._shared = room if room and room._lengths == self._lengths else None
+        self._mark = object()
         self._begin = self._end = self.until = 0
+
+    @property
+    def starts(self) -> list[int]:
+        """Addresses of what elements are read to, from which their places are told."""
+        return self._addresses
+
+    @cached_property
+    def _room(self) -> _Room:
+        shared, self._shared = self._shared, None
+        return shared._room if shared else _Room([np.empty(one, np.uint8) for one in self._lengths])
+
+    @property
+    def _buffers(self) -> list[np.ndarray]:
+        return self._room.buffers
+
+    @cached_property
+    def _addresses(self) -> list[int]:
+        return [buffer.ctypes.data for buffer in self._buffers]
 
     def of(self, files: ReadFiles) -> TileBuffers:
         """Return buffers of the same leaves, whose elements another view of the files tells."""
@@ -101,7 +117,7 @@ class TileBuffers:
         self._begin = self._end = 0
         for location, buffer, size in zip(self._locations, self._buffers, self._sizes, strict=True):
             read_spans(self._files, location, spans, size, memoryview(buffer))
-        return self.starts
+        return self._addresses
 
     def _take(self) -> None:
         """Know nothing of the buffers if another reads into them too, and did so last."""

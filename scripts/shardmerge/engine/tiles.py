@@ -14,6 +14,7 @@ from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import LANES
 from shardmerge.engine.chance_turns import ReadValues
 from shardmerge.engine.halves import halved_sum, halved_together
+from shardmerge.engine.held import tile_buffers
 from shardmerge.engine.native import place_of
 from shardmerge.engine.reductions import native_reduction
 from shardmerge.engine.stripes import Stripes
@@ -80,7 +81,7 @@ class ReducedTiles:
     ) -> None:
         self._code, self._given = native_reduction(reduction, little=little), given
         self._sizes = [DTYPES[code].size for code in reduction.leaves]
-        self._buffers = reader or TileBuffers(locations, files, self._sizes)
+        self._buffers = reader or tile_buffers(locations, files, self._sizes)
         self._tables = [table.ctypes.data for table in given.tables]
 
     def sums(self, rows: int, columns: int, begin: int = 0) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from shardmerge.engine.halves import halved_sum
+from shardmerge.engine.scratch import scratch
 from shardmerge.engine.tiles import ReducedTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.torch_order import TorchNorm, TorchSum, fed, torch_sums
@@ -100,8 +101,9 @@ class TorchTiles:
         parts = self._tiles.parts(first, count, sums[0].rows)
         for one, own in zip(sums, parts, strict=True):
             one.add_parts(own)
-        tiles = parts.reshape(len(sums), count // BLOCK, -1).astype(np.float64)
-        return halved_sum(tiles).T[:, :, None]
+        wide = scratch("wide parts", parts.size, "<f8").reshape(len(sums), count // BLOCK, -1)
+        wide[:] = parts.reshape(wide.shape)
+        return halved_sum(wide, spent=True).T[:, :, None]
 
     def _add(self, sums: Sequence[Any], first: int, count: int) -> list[np.ndarray]:
         """Add consecutive elements; return for each value what was added, in parts."""
