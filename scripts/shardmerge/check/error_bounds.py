@@ -84,9 +84,9 @@ def rounded_error(value: np.ndarray, error: np.ndarray, code: str) -> np.ndarray
     unit = form.unit + FLOAT_FORMATS["F64"].unit  # the engine's rounding, and the one made here
     grown = error + unit * size + form.least
     if code != "F64":
-        known = np.nonzero(error == 0)  # of most there are few
-        if len(known[0]):
-            grown[known] = np.where(round_to(code, value[known]) == value[known], 0.0, grown[known])
+        known = error == 0
+        if known.any():
+            grown[known & (round_to(code, value) == value)] = 0.0
     over = size >= form.overflow
     if over.any():
         grown[over] = np.inf

@@ -93,6 +93,9 @@ def round_to(code: str, values: np.ndarray) -> np.ndarray:
     """Return float64 values rounded to another type, to nearest, ties to even, still as float64."""
     if code == "F64":
         return values
+    if code == "F32":  # by the processor, in a tenth of the time
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            return values.astype(np.float32).astype(np.float64)
     form = FLOAT_FORMATS[code]
     quantum = 2 * half_ulp(code, np.abs(values))
     rounded = np.rint(values / quantum) * quantum

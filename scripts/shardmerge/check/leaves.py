@@ -17,7 +17,7 @@ from shardmerge.base.safetensors import TensorEntry
 from shardmerge.check.samples import TensorFile
 from shardmerge.engine.arranging import Band, fill_elements
 from shardmerge.engine.decoding import Held, decode_elements
-from shardmerge.engine.locations import AnyLocation, Location, locate
+from shardmerge.engine.locations import AnyLocation, Location, locate, span_ranges
 from shardmerge.engine.stored import stored_deltas
 from shardmerge.formats.values import stored_type
 
@@ -46,6 +46,17 @@ class OpenLeaves:
     def read_elements(self, leaf: AnyLocation, first: int, count: int, into: memoryview) -> None:
         """Fill the beginning of a buffer with elements of a leaf."""
         leaf.read(self._fill_from, first, count, into)
+
+    def read_spans(self, leaf: AnyLocation, spans: Runs, into: memoryview) -> bool:
+        """Fill the beginning of a buffer with spans of a leaf's elements, one after the other.
+
+        Returns:
+            Whether that is done: of a leaf that lies in a file as it is.
+        """
+        ranges = span_ranges(leaf, spans)
+        if ranges is not None:
+            self._files[leaf.file].fill_ranges(ranges, into)
+        return ranges is not None
 
     def _fill_from(self, number: int, offset: int, into: memoryview) -> None:
         self._files[number].fill(offset, into)

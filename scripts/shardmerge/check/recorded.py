@@ -33,7 +33,7 @@ from shardmerge.engine.row_steps import row_groups
 from shardmerge.engine.stripes import Stripes
 from shardmerge.engine.tasks import call_needs_torch
 from shardmerge.engine.telling import Side, Telling, telling_bands, telling_sides
-from shardmerge.engine.tile_buffers import ReadFiles
+from shardmerge.engine.tile_buffers import ChosenRows, ReadFiles
 from shardmerge.engine.tiles import ReducedTiles
 from shardmerge.engine.torch_tiles import in_one_pass
 from shardmerge.methods.contract import BLOCK
@@ -50,6 +50,7 @@ from shardmerge.methods.passes import (
     OrderStatistics,
     Ranks,
     RowStatistics,
+    RowSteps,
     TorchChoice,
     TorchSums,
     end_of,
@@ -107,17 +108,25 @@ class RecordedPasses(NativePasses):
         found = None if known is None else _numbers(known)[None]
         if found is not None and found.shape != (1, number):
             raise _wrong(call, "sums of rows")
-        find = self._row_finder(call, wanted)
-        for begin, count in _rows_of(runs, length):
-            some = find(begin, count)
-            if found is None:  # of rows that no sample needs nothing is known
-                found = np.full((len(some), number), np.nan)
-                known = None
-            there = found[:, begin : begin + count]
-            if known is not None and not same(there, some):
-                raise _wrong(call, "sums of rows")
-            found[:, begin : begin + count] = some
+        groups = _rows_of(runs, length)
+        rows = [row for begin, some in groups for row in range(begin, begin + some)]
+        some = self._some_rows(call, wanted, rows)
+        if found is None:  # of rows that no sample needs nothing is known
+            found = np.full((len(some), number), np.nan)
+        elif not same(found[:, rows], some):
+            raise _wrong(call, "sums of rows")
+        found[:, rows] = some
         return found
+
+    def _some_rows(self, call: ex.Call, wanted: OfRows, rows: Sequence[int]) -> np.ndarray:
+        """Return what is asked for of some rows, ascending, [values, rows]."""
+        if isinstance(wanted, RowSteps) and (code := self._row_code(call, wanted)):
+            length = vectors(call.inputs[0].shape, wanted.axis)[1]
+            return code.of(ChosenRows(self._files, rows, length)).find(0, len(rows))
+        find = self._row_finder(call, wanted)
+        breaks = np.flatnonzero(np.diff(rows) > 1) + 1
+        parts = [find(int(own[0]), len(own)) for own in np.split(np.array(rows), breaks)]
+        return np.concatenate(parts, axis=1)
 
     def _row_statistics(
         self, call: ex.Call, wanted: RowStatistics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,16 @@ class TensorFile(contextlib.AbstractContextManager):
         """
         ranges = ranges_of(entry, runs)
         made = np.empty(sum(length for _, length in ranges), np.uint8)
-        fill_ranges(self._fd, self.path, ranges, memoryview(made))
+        self.fill_ranges(ranges, memoryview(made))
         return made.view(stored_dtype(entry.dtype))
+
+    def fill_ranges(self, ranges: Sequence[tuple[int, int]], into: memoryview) -> None:
+        """Fill the beginning of a buffer with ranges of the file, (offset, bytes) each.
+
+        Raises:
+            UserError: If the file cannot be read, or ends too early.
+        """
+        fill_ranges(self._fd, self.path, ranges, into)
 
     def fill(self, offset: int, into: memoryview) -> None:
         """Fill a buffer with the file's bytes from an offset on.

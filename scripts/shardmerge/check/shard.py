@@ -301,9 +301,10 @@ def _compare(found: np.ndarray, estimate: Estimate, dtype: str) -> tuple[np.ndar
     overflowed &= (np.sign(found) == np.sign(value)) | np.isinf(error)
     good = same | (distance <= tolerance * (1 + 2.0**-40)) | overflowed | np.isinf(error)
     exact = np.nonzero(error == 0)
-    rounded, own = round_to(dtype, value[exact]), found[exact]
-    equal = (own == rounded) & (np.signbit(own) == np.signbit(rounded))
-    good[exact] = equal | (np.isnan(own) & np.isnan(rounded))
+    if len(exact[0]):  # of most there are none
+        rounded, own = round_to(dtype, value[exact]), found[exact]
+        equal = (own == rounded) & (np.signbit(own) == np.signbit(rounded))
+        good[exact] = equal | (np.isnan(own) & np.isnan(rounded))
     ratio = np.where(np.isfinite(distance) & np.isfinite(tolerance), distance / tolerance, 0.0)
     return ~good, ratio
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,8 +96,8 @@ class Statistics:
         if len(vectors) < 2:
             return rows
         both = list(itertools.combinations(vectors, 2))
-        products = [*(v * v for v in vectors.values()), *(vectors[a] * vectors[b] for a, b in both)]
-        sums_of = run_sums(np.stack(products))
+        pairs = [(label, label) for label in vectors] + both
+        sums_of = _dots([(vectors[a], vectors[b]) for a, b in pairs])
         squares, dots_of = dict(zip(vectors, sums_of, strict=False)), sums_of[len(vectors) :]
         above, below = ({k: f(v) for k, v in vectors.items()} for f in (_positive, _negative))
         for (a, b), dots in zip(both, dots_of, strict=True):
@@ -120,7 +120,7 @@ class Statistics:
             for term in terms[1:]:
                 parent = parent + value(term)
             apart = result - parent
-            distances, squares = run_sums(np.stack([apart * apart, parent * parent]))
+            distances, squares = _dots([(apart, apart), (parent, parent)])
             sums = [math.fsum(distances), math.fsum(squares)]
             error = sample.error(_distance_parts(distances, squares, sums))
             rows.append([self._label(label), *map(_short, sums), _short(error)])
@@ -158,6 +158,14 @@ class _Sample(NamedTuple):
         if left <= 0:
             return 0.0
         return math.sqrt(left * RUNS / (RUNS - 1) * math.fsum(parts * parts))
+
+
+def _dots(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Return the dot products of every run of pairs, float64 [pairs, runs]."""
+    products = np.empty((len(pairs), len(pairs[0][0])))
+    for (a, b), row in zip(pairs, products, strict=True):
+        np.multiply(a, b, out=row)
+    return run_sums(products)
 
 
 def run_sums(values: np.ndarray) -> np.ndarray:

@@ -12,10 +12,10 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import FileLeaf, leaf_sources
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError, did_you_mean
-from shardmerge.base.files import fill_from, will_need
+from shardmerge.base.files import fill_from, fill_ranges, will_need
 from shardmerge.base.hashing import hasher_like
 from shardmerge.base.safetensors import Header, TensorEntry, read_header
-from shardmerge.engine.locations import AnyLocation, Location, locate
+from shardmerge.engine.locations import AnyLocation, Location, locate, span_ranges
 from shardmerge.engine.record import Tally
 from shardmerge.engine.stored import StoredDelta
 from shardmerge.engine.tasks import TensorTask
@@ -98,6 +98,21 @@ class InputFiles(contextlib.AbstractContextManager):
     def read_elements(self, leaf: AnyLocation, first: int, count: int, into: memoryview) -> None:
         """Fill the beginning of a buffer with elements of a leaf, as ``read`` does with bytes."""
         leaf.read(self.read, first, count, into)
+
+    def read_spans(
+        self, leaf: AnyLocation, spans: Sequence[tuple[int, int]], into: memoryview
+    ) -> bool:
+        """Fill the beginning of a buffer with spans of a leaf's elements, one after the other.
+
+        Returns:
+            Whether that is done: of a leaf that lies in a file as it is, which is not hashed.
+        """
+        ranges = span_ranges(leaf, spans)
+        if ranges is None or leaf.file in self._witnesses:
+            return False
+        fill_ranges(self._fds[leaf.file], self._paths[leaf.file], ranges, into)
+        self._tally.add(read=sum(length for _, length in ranges))
+        return True
 
     def read(self, file: int, offset: int, into: memoryview) -> None:
         """Fill a buffer with a file's bytes from an offset on.

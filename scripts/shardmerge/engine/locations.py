@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -175,6 +175,19 @@ class ArrangedLocation:
 
 
 AnyLocation = Location | DecodedLocation | ArrangedLocation
+
+
+def span_ranges(
+    leaf: AnyLocation, spans: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]] | None:
+    """Return where spans of elements lie in a leaf's file, as (offset, bytes).
+
+    None of a leaf that does not lie in one as it is.
+    """
+    if not isinstance(leaf, Location) or leaf.table is not None:
+        return None
+    size = DTYPES[leaf.dtype].size
+    return [(leaf.begin + first * size, count * size) for first, count in spans]
 
 
 def _element_ranges(

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shardmerge.engine.native import array_code
-from shardmerge.methods.kernels.mersenne import WORDS
+from shardmerge.engine.native import array_code, place_of
+from shardmerge.methods.kernels.mersenne import BITS, WORDS, Stretch
 
 _MIDDLE, _LANES = 397, 8
 _UPPER, _LOWER, _MATRIX = 0x80000000, 0x7FFFFFFF, 0x9908B0DF
@@ -23,11 +23,17 @@ _STRETCHES = (
 )
 
 
-def native_fill(state: np.ndarray, numbers: np.ndarray, skipped: int = 0) -> None:
-    """Fill an array with numbers after a state, as ``kernels.mersenne`` does."""
-    room = np.append(state, np.uint32(0))
-    array_code(states_text)(numbers, [room], skipped + len(numbers) // WORDS, [skipped])
-    state[:] = room[:WORDS]
+def native_fill(numbers: np.ndarray, stretches: Sequence[Stretch]) -> None:
+    """Fill an array with the numbers of stretches, as ``kernels.mersenne`` does."""
+    if not stretches:
+        return
+    rows = [(_place(start), skipped, made, _place(end)) for start, skipped, made, end in stretches]
+    room = np.empty(WORDS + 1, np.uint32)
+    array_code(states_text)(numbers, [room, np.array(rows, np.int64)], len(rows))
+
+
+def _place(state: np.ndarray | None) -> int:
+    return 0 if state is None else place_of(state)
 
 
 def states_text() -> str:
@@ -38,18 +44,36 @@ def states_text() -> str:
         body += _loop(f"s{number}", *stretch[:3], before, _twisted(f"s{number}", *stretch[2:]))
         before = f"s{number}.end"
     return "\n".join([
-        "define void @merge(ptr %output, ptr %leaves, i64 %states, ptr %constants, ptr %more) {",
+        "define void @merge(ptr %output, ptr %leaves, i64 %rows, ptr %constants, ptr %more) {",
         "entry:",
         "  %words = load ptr, ptr %leaves",
+        "  %table.at = getelementptr ptr, ptr %leaves, i64 1",
+        "  %table = load ptr, ptr %table.at",
         f"  %last = getelementptr i32, ptr %words, i64 {WORDS}",
-        "  %skipped = load i64, ptr %more",
+        "  br label %row",
+        "row:",
+        "  %r = phi i64 [0, %entry], [%r.next, %row.end]",
+        "  %out.now = phi ptr [%output, %entry], [%out.after, %row.end]",
+        "  %row.at = getelementptr [4 x i64], ptr %table, i64 %r",
+        *(line for k, name in enumerate(("start", "skipped", "made", "stop")) for line in (
+            f"  %{name}.at = getelementptr i64, ptr %row.at, i64 {k}",
+            f"  %{name} = load i64, ptr %{name}.at",
+        )),
+        "  %states = add i64 %skipped, %made",
+        "  %starts = icmp ne i64 %start, 0",
+        "  br i1 %starts, label %begin, label %begun",
+        "begin:",
+        "  %start.place = inttoptr i64 %start to ptr",
+        *_loop("taken", 0, WORDS, _LANES, "begin", _moved("taken", "%start.place", "%words")),
+        "  br label %begun",
+        "begun:",
         "  br label %state",
         "state:",
-        "  %n = phi i64 [0, %entry], [%n.next, %next]",
+        "  %n = phi i64 [0, %begun], [%n.next, %next]",
         "  %skips = icmp ult i64 %n, %skipped",
-        "  %made = sub i64 %n, %skipped",
-        f"  %offset = mul i64 %made, {WORDS}",
-        "  %numbers = getelementptr i32, ptr %output, i64 %offset",
+        "  %told.before = sub i64 %n, %skipped",
+        f"  %offset = mul i64 %told.before, {WORDS}",
+        "  %numbers = getelementptr i32, ptr %out.now, i64 %offset",
         *body,
         # the last word is made of the first, which is new
         "  %first = load i32, ptr %words",
@@ -63,7 +87,20 @@ def states_text() -> str:
         "next:",
         "  %n.next = add i64 %n, 1",
         "  %n.more = icmp ult i64 %n.next, %states",
-        "  br i1 %n.more, label %state, label %done",
+        "  br i1 %n.more, label %state, label %made.all",
+        "made.all:",
+        f"  %size = mul i64 %made, {WORDS}",
+        "  %out.after = getelementptr i32, ptr %out.now, i64 %size",
+        "  %stops = icmp ne i64 %stop, 0",
+        "  br i1 %stops, label %keep, label %row.end",
+        "keep:",
+        "  %stop.place = inttoptr i64 %stop to ptr",
+        *_loop("kept", 0, WORDS, _LANES, "keep", _moved("kept", "%words", "%stop.place")),
+        "  br label %row.end",
+        "row.end:",
+        "  %r.next = add i64 %r, 1",
+        "  %r.more = icmp ult i64 %r.next, %rows",
+        "  br i1 %r.more, label %row, label %done",
         "done:",
         "  ret void",
         "}",
@@ -92,6 +129,17 @@ def _kind(lanes: int) -> str:
 
 def _splat(number: int, lanes: int) -> str:
     return "<" + ", ".join([f"i32 {number}"] * lanes) + ">"
+
+
+def _moved(name: str, source: str, target: str) -> list[str]:
+    """Return the lines that copy words."""
+    kind = _kind(_LANES)
+    return [
+        f"  %{name}.from = getelementptr i32, ptr {source}, i64 %{name}.i",
+        f"  %{name}.to = getelementptr i32, ptr {target}, i64 %{name}.i",
+        f"  %{name}.words = load {kind}, ptr %{name}.from, align 4",
+        f"  store {kind} %{name}.words, ptr %{name}.to, align 4",
+    ]
 
 
 def _loaded(name: str, part: str, lanes: int, distance: int) -> list[str]:
@@ -137,6 +185,7 @@ def _scrambled() -> list[str]:
         value = f"%out.mixed{step}"
     return [
         *lines,
+        f"  %out.bits = and {kind} {value}, {_splat(BITS, _LANES)}",
         "  %out.at = getelementptr i32, ptr %numbers, i64 %out.i",
-        f"  store {kind} {value}, ptr %out.at, align 4",
+        f"  store {kind} %out.bits, ptr %out.at, align 4",
     ]

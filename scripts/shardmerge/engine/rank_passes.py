@@ -59,6 +59,8 @@ _FEW = 4
 #: Runs where numbers of their rows are found first, which takes longer; their elements, at most,
 #: and the fewest rows.
 _RUNS_OF_ROWS, _RUN_OF_ROW, _FEWEST_ROWS = 64, 1 << 12, 4
+#: Tiles of whose rows numbers are found together.
+_TOGETHER = 4
 #: Tiles of which is kept where some keys lie.
 _KEPT_PLACES = 8
 #: Returns values of elements.
@@ -146,9 +148,12 @@ class RankPasses(RowPasses):
             tiles = self._tiles(call, keys_of, "caught", code.reader)
             keys = CaughtKeys(brackets)
             tiles.in_order(count)
-            for first, some in row_groups(0, rows, length):
-                find(code, first, some)
-                keys.add(tiles, first * length, some * length)
+            groups = row_groups(0, rows, length)
+            for k in range(0, len(groups), _TOGETHER):
+                own = groups[k : k + _TOGETHER]
+                find(code, own[0][0], sum(some for _, some in own))
+                for first, some in own:
+                    keys.add(tiles, first * length, some * length)
             found = keys.found()
             seen.caught = keys if found else None
             return found
@@ -293,9 +298,8 @@ class RankPasses(RowPasses):
 
         def sample(k: int) -> np.ndarray:
             if not sampled:
-                bits = self._key_bits(call, function)
-                runs = [bits.bits(*run) for run in _runs(count)]
-                sampled[:] = np.stack(runs, axis=1).view(np.int32)
+                bits = self._key_bits(call, function).bits_of(_runs(count))
+                sampled[:] = bits.reshape(len(bits), _RUNS, -1).view(np.int32)
             return sampled[k]
 
         if count < _SAMPLED:

@@ -20,7 +20,7 @@ from shardmerge.engine import torch_order
 from shardmerge.engine.assembly import LANES, STORED, StepLines, element, loop_text, rows_text
 from shardmerge.engine.counting import caught_text, keys_text, masks_text, maxima_text
 from shardmerge.engine.machine_code import compiled
-from shardmerge.engine.native import element_bits, last_elements, place_of
+from shardmerge.engine.native import last_elements, place_of
 from shardmerge.engine.scratch import scratch
 from shardmerge.methods.program import IN_TORCH_ORDER, Reduction
 
@@ -70,22 +70,11 @@ class NativeReduction:
         ways, left = halving(self.reduction, length, little=self.little)
         if ways == 1:
             return self.values(leaves, count, constants).reshape(kept, rows, length)
-        shape = kept, rows, length // ways
+        # the parts of a row lie behind what is left of the rows before: room for one is enough
+        shape = kept, length // ways + (rows - 1) * left
         buffer = scratch(f"parts {self._kind}", math.prod(shape), self._kind).reshape(shape)
-        self._call(ways, buffer, leaves, length, constants, np.array(rows, np.int64))
-        return buffer[:, :, :left].copy()
-
-    def sums_of_tiles(
-        self, tiles: int, leaves: Sequence[int], count: int, constants: Sequence[float]
-    ) -> np.ndarray:
-        """Return the same as ``sums`` of few long rows, whose parts are not in memory together."""
-        length, sizes = count // tiles, element_bits(self.reduction)
-        parts = []
-        for begin in range(0, count, length):
-            pairs = zip(leaves, sizes, strict=False)
-            own = [leaf + begin * bits // 8 for leaf, bits in pairs]
-            parts.append(self.sums(1, [*own, *leaves[len(sizes) :]], length, constants))
-        return parts[0] if tiles == 1 else np.concatenate(parts, axis=1)
+        self._call(ways, buffer, leaves, length, constants, np.array([rows, left], np.int64))
+        return buffer[:, : rows * left].reshape(kept, rows, left).copy()
 
     def text(self, ways: int) -> str:
         """Return the text of the code for so many parts of a row."""
@@ -109,7 +98,7 @@ class NativeReduction:
         """Return the values themselves, [sums, elements]."""
         kept, whole = len(self.reduction.values), count // LANES * LANES
         buffer = np.empty((kept, max(whole, 1)), self._kind)
-        one = np.array(1, np.int64)
+        one = np.array([1, 0], np.int64)
         if whole:
             self._call(1, buffer, leaves, whole, constants, one)
         if not (rest := count - whole):
@@ -293,7 +282,9 @@ def _text(reduction: Reduction, ways: int) -> str:
 def _sums(reduction: Reduction, ways: int) -> str:
     """Return a function that adds up parts of rows, then halves what is left as far as it can.
 
-    It writes the values [sums, rows, count / ways]; with one part only the values themselves.
+    It writes what is left of rows, as far apart as %extra says after their number. The parts of the
+    last lie there, so that values are count / ways and those distances apart. With one part it
+    writes the values themselves.
     """
     writer, kind = StepLines(reduction), STORED[reduction.code]
     kept = range(len(reduction.values))
@@ -310,13 +301,15 @@ def _sums(reduction: Reduction, ways: int) -> str:
     shift = ways.bit_length() - 1
     folds = [line for k in kept for line in _fold(k, kind)] if ways > 1 else []
     entry += ["  %rows = load i64, ptr %extra", f"  %stride = lshr i64 %count, {shift}"]
+    entry += ["  %apart.at = getelementptr i64, ptr %extra, i64 1"]
+    entry += ["  %apart = load i64, ptr %apart.at", "  %others = sub i64 %rows, 1"]
+    entry += ["  %before = mul i64 %others, %apart", "  %all = add i64 %before, %stride"]
     entry += [f"  %part{way} = mul i64 %stride, {way}" for way in range(1, ways)]
-    entry += [f"  %all{k} = mul i64 %rows, {k}" for k in kept]
-    begin = [line for k in kept for line in (
-        f"  %row{k}.number = add i64 %all{k}, %r",
-        f"  %row{k}.offset = mul i64 %row{k}.number, %stride",
+    entry += [f"  %all{k} = mul i64 %all, {k}" for k in kept]
+    begin = ["  %row.offset = mul i64 %r, %apart", *(line for k in kept for line in (
+        f"  %row{k}.offset = add i64 %all{k}, %row.offset",
         f"  %row{k} = getelementptr {element(kind)}, ptr %output, i64 %row{k}.offset",
-    )]  # fmt: skip
+    ))]  # fmt: skip
     after = [*folds, f"fold{len(kept) if ways > 1 else 0}:", "  br label %end"]
     return rows_text(_HEAD, entry, begin, (), writer.lines, "%stride", after)
 

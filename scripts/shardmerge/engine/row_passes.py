@@ -213,13 +213,14 @@ class RowPasses(CallTiles):
     def _shared(self, call: ex.Call) -> TileBuffers | None:
         """Return what reads a call's leaves for its masks and for sums of what those choose.
 
-        None where masks need no values, or where few are asked for. A thread has its own.
+        None where masks need no values. A thread has its own.
         """
-        if self._little or call not in self._sharing:
+        if call not in self._sharing:
             return None
         if getattr(_LAST, "shared", None) is not self._sharing[call]:
             _LAST.shared = self._sharing[call]
             # an earlier tensor is seldom read again
             before = getattr(_LAST, "reader", None)
-            _LAST.reader = self._reader(self._leaves(call), AT_ONCE, BLOCK, before)
+            behind = 0 if self._little else BLOCK
+            _LAST.reader = self._reader(self._leaves(call), AT_ONCE, behind, before)
         return _LAST.reader

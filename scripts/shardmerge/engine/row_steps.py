@@ -174,11 +174,11 @@ class RowCode:
         # what values are halved to
         most = max(len(step.reduction.values) for step in steps)
         self._left = np.empty((most, length))
-        self._one = np.array(1, np.int64)
+        self._one = np.array([1, 0], np.int64)
 
     def find(self, begin: int, count: int) -> np.ndarray:
         """Return what the last step finds of some rows, float64 [values, rows]."""
-        for row, rows in row_groups(begin, count, self._length):
+        for row, rows in row_groups(begin, count, self._length, self.reader.most):
             offset = self.reader.offset(row * self._length, rows * self._length)
             self._calls.run(row, rows, offset)
         return self._steps[-1].numbers[:, begin : begin + count].copy()
@@ -221,9 +221,15 @@ class RowCode:
         return _Call(function, place, count, left, [0], (), 0, more, 8)
 
 
-def row_groups(begin: int, count: int, length: int) -> list[tuple[int, int]]:
-    """Return (first, number) of rows that are looked at together, of some rows of a length."""
-    together = max(1, BLOCK // length)
+def row_groups(begin: int, count: int, length: int, most: int = BLOCK) -> list[tuple[int, int]]:
+    """Return (first, number) of rows that are looked at together, of some rows of a length.
+
+    Args:
+        begin, count: The first row, and their number.
+        length: Elements of a row.
+        most: Elements of rows that are looked at together, if they have more than one.
+    """
+    together = max(1, most // length)
     firsts = range(begin, begin + count, together)
     return [(row, min(together, begin + count - row)) for row in firsts]
 

@@ -123,10 +123,7 @@ class TileBuffers:
         self._take()
         self._begin = self._end = 0
         for location, buffer, size in zip(self._locations, self._buffers, self._sizes, strict=True):
-            place, view = 0, memoryview(buffer)
-            for first, count in spans:
-                self._files.read_elements(location, first, count, view[place:])
-                place += count * size
+            read_spans(self._files, location, spans, size, memoryview(buffer))
         return self._addresses
 
     def _take(self) -> None:
@@ -174,7 +171,27 @@ class ChosenRows:
 
     def read_elements(self, leaf: Any, first: int, count: int, into: memoryview) -> None:
         """Fill the beginning of a buffer with elements of whole rows."""
-        step = self._length * DTYPES[leaf.dtype].size
-        for k, row in enumerate(self._rows[first // self._length :][: count // self._length]):
-            part = into[k * step : (k + 1) * step]
-            self._files.read_elements(leaf, row * self._length, self._length, part)
+        rows = self._rows[first // self._length :][: count // self._length]
+        spans = [(row * self._length, self._length) for row in rows]
+        read_spans(self._files, leaf, spans, DTYPES[leaf.dtype].size, into)
+
+
+def read_spans(
+    files: ReadFiles, leaf: Any, spans: Sequence[tuple[int, int]], size: int, into: memoryview
+) -> None:
+    """Fill the beginning of a buffer with spans of a leaf's elements, one after the other.
+
+    Args:
+        files: That have the leaf; those of a check read several spans at once where they can.
+        leaf: What was located.
+        spans: The first element of each, and their number.
+        size: Bytes of an element.
+        into: The buffer.
+    """
+    together = getattr(files, "read_spans", None)
+    if together and together(leaf, spans, into):
+        return
+    place = 0
+    for first, count in spans:
+        files.read_elements(leaf, first, count, into[place:])
+        place += count * size

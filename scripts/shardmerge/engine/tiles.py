@@ -176,7 +176,7 @@ class ReducedTiles:
             first, count: The elements of all tiles.
             tiles: How many there are, of the same length.
         """
-        found = self._run(first, count, partial(self._code.sums_of_tiles, tiles))
+        found = self._run(first, count, partial(self._code.sums, tiles))
         parts = self._whole(found, first, count, tiles)
         parts = parts if parts.shape[2] <= LANES else halved_sum(parts)[:, :, None]
         return [parts[:, k] for k in range(tiles)]

@@ -43,15 +43,15 @@ class StepValue:
         return self.writer.dtypes[self.number]
 
     def _step(self, name: str, *others: StepValue | float, dtype: str | None = None) -> StepValue:
-        wide = "F64" if self.dtype == "F64" else "F32"
+        writer, own = self.writer, self.number
+        wide = "F64" if writer.dtypes[own] == "F64" else "F32"
         numbers = [
-            one.number if isinstance(one, StepValue) else self.writer.full(one, wide)
-            for one in others
+            one.number if isinstance(one, StepValue) else writer.full(one, wide) for one in others
         ]
-        value = self.writer.step(name, self.number, *numbers)
-        self.writer.dtypes[value] = dtype or wide
-        if self.writer.narrow and dtype is None and wide == "F32":
-            value = self.writer.round(value, _common(self, *others))
+        value = writer.step(name, own, *numbers)
+        writer.dtypes[value] = dtype or wide
+        if writer.narrow and dtype is None and wide == "F32":
+            value = writer.round(value, _common(self, *others))
         return StepValue(self.writer, value)
 
     def __add__(self, other: StepValue | float) -> StepValue:

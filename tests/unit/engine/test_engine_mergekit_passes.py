@@ -240,3 +240,27 @@ class TestMersenne:
         for first, count in ((0, 5), (5, 1000), (640_000, 60_000), (3, 3000), (130_000, 131_072)):
             found = numbers(first, count) * np.float32(2.0**-24)
             assert np.array_equal(found, expected[first : first + count].numpy())
+
+    @pytest.mark.parametrize("fill", [native_fill, numpy_fill])
+    def test_spans_are_those_that_are_asked_for_one_by_one(self, fill: Fill) -> None:
+        spans = [
+            (0, 5),
+            (5, 1),
+            (620, 10),
+            (1250, 2000),
+            (640_000, 3),
+            (640_003, 700),
+            (800_000, 9),
+        ]
+        numbers, alone = Mersenne(7, fill), Mersenne(7, fill)
+        expected = [alone(*span) for span in spans]
+        for _ in range(2):  # from the beginning, then from states that are remembered
+            assert np.array_equal(numbers.of_spans(spans), np.concatenate(expected))
+        assert np.array_equal(numbers.of_spans(spans[3:5]), np.concatenate(expected[3:5]))
+
+    def test_few_states_are_remembered(self) -> None:
+        numbers, count = Mersenne(7, native_fill), 1 << 20
+        for first in (*range(0, count, 5000), *range(count, 0, -5000)):
+            numbers(first, 700)
+        assert len(numbers._states) == len(numbers._order) < 64
+        assert numbers._order == sorted(numbers._states)

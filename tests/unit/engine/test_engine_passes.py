@@ -190,14 +190,20 @@ class TestBands:
 
 def reading_counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets how many elements are read each time."""
-    read = InputFiles.read_elements
+    read, read_spans = InputFiles.read_elements, InputFiles.read_spans
     counts: list[int] = []
 
     def counted(self: InputFiles, leaf: object, first: int, count: int, into: object) -> None:
         counts.append(count)
         read(self, leaf, first, count, into)
 
+    def spans_counted(self: InputFiles, leaf: object, spans: list, into: object) -> bool:
+        done = read_spans(self, leaf, spans, into)
+        counts.extend(count for _, count in spans if done)
+        return done
+
     monkeypatch.setattr(InputFiles, "read_elements", counted)
+    monkeypatch.setattr(InputFiles, "read_spans", spans_counted)
     return counts
 
 

@@ -70,6 +70,22 @@ def test_rules_are_those_of_the_kernels(
     assert rule(inputs, 1, vector).reshape(-1).tolist() == wanted.tolist()
 
 
+@pytest.mark.parametrize("shape", _SHAPES)
+def test_ranks_of_numbers_that_use_all_bits(shape: tuple[int, ...]) -> None:
+    random = np.random.default_rng(len(shape))
+    inputs = group(shape)
+    values = random.standard_normal(shape).repeat(2, axis=0)[: shape[0]]
+    inputs = replace(inputs, tensors=[np.zeros(shape), values, values])
+    masks = [
+        kept.ranked_chance(one, 1, values * scale)
+        for one, scale in ((inputs, 1.0), (inputs, 1 + 2.0**-40))
+    ]
+    wanted = kept.ranked_chance(inputs, 1, np.argsort(np.abs(values), axis=None, kind="stable")
+                                .argsort(kind="stable").reshape(shape).astype(float))  # fmt: skip
+    assert masks[0].tolist() == masks[1].tolist()
+    assert masks[0].tolist() == wanted.tolist()
+
+
 @pytest.mark.parametrize("name", [n for n in SPARSE if n != "ramplus_tl"])
 def test_what_is_left_out_changes_nothing(name: str) -> None:
     """Where no element of any task vector is kept the result is the base's, elsewhere it is not."""

@@ -181,9 +181,13 @@ class SpanMasks(FoundMasks):
 
     def joined(self, kind: int, runs: Sequence[ElementSpan]) -> np.ndarray:
         self._find_all(runs)
-        whole = mask_of(self._masks[kind](0, self._places[-1]), self._places[-1])
-        pairs = zip(self._placed(runs), runs, strict=True)
-        return np.concatenate([whole[place : place + count] for place, (_, count) in pairs])
+        if kind not in self._in_runs:  # float64 and float32 are made by the same
+            whole = mask_of(self._masks[kind](0, self._places[-1]), self._places[-1])
+            pairs = zip(self._placed(runs), runs, strict=True)
+            self._in_runs[kind] = np.concatenate(
+                [whole[place : place + count] for place, (_, count) in pairs]
+            )
+        return self._in_runs[kind]
 
     def _find_all(self, runs: Sequence[ElementSpan]) -> None:
         """Find the masks of the groups that runs touch, if they are not those that are kept."""
@@ -191,7 +195,7 @@ class SpanMasks(FoundMasks):
             spans = self._spans(runs)
             self._begins = [first for first, _ in spans]
             self._places = [0, *itertools.accumulate(size for _, size in spans)]
-            self._masks, self._runs = self._found(spans), runs
+            self._masks, self._in_runs, self._runs = self._found(spans), {}, runs
 
     def _spans(self, runs: Sequence[ElementSpan]) -> list[ElementSpan]:
         """Return the groups that runs touch, those that follow each other as one."""
@@ -205,8 +209,11 @@ class SpanMasks(FoundMasks):
         return spans
 
     def _found(self, spans: Sequence[ElementSpan]) -> list[BitMask]:
-        """Return the masks of spans, one after the other: so many are found at once."""
-        most = max(1, BLOCK // self._step) * self._step
+        """Return the masks of spans, one after the other.
+
+        Those of a tile and of the rows that it begins and ends in are found at once.
+        """
+        most = (BLOCK // self._step + 2) * self._step
         chunks: list[list[ElementSpan]] = []
         sizes: list[int] = []
         for first, count in spans:

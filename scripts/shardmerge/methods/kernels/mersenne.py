@@ -7,21 +7,43 @@ wants to be.
 
 from __future__ import annotations
 
+import bisect
 import threading
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
+
+from shardmerge.methods.kernels.masks import ElementSpan, in_one_array
+from shardmerge.methods.program import LANES
 
 #: Words of a state, and numbers that are made of one.
 WORDS = 624
 #: States between two that are always remembered, and how many more are.
 _EVERY, _RECENT = 1 << 10, 32
 #: Bits of a number that a float32 is made of.
-_BITS = (1 << 24) - 1
-#: Makes numbers of a state, uint32 [WORDS], which goes on: (state, numbers to fill, states that are
-#: skipped before).
-Fill = Callable[[np.ndarray, np.ndarray, int], None]
+BITS = (1 << 24) - 1
+
+
+class Stretch(NamedTuple):
+    """States that follow each other.
+
+    Args:
+        start: The state before them, uint32 [WORDS]; None for the last of the stretch before.
+        skipped: How many are gone through first.
+        made: How many have numbers that are wanted.
+        end: Where the last of them is written, uint32 [WORDS]; None for nowhere.
+    """
+
+    start: np.ndarray | None
+    skipped: int
+    made: int
+    end: np.ndarray | None
+
+
+#: Fills an array, uint32, with the numbers of stretches, of 24 bits, one after the other.
+Fill = Callable[[np.ndarray, Sequence[Stretch]], None]
 
 
 class Mersenne:
@@ -36,50 +58,83 @@ class Mersenne:
         self._fill = fill or numpy_fill
         generator = np.random.MT19937()
         generator._legacy_seeding(seed & 0xFFFFFFFF)
-        self._kept = {0: generator.state["state"]["key"].astype(np.uint32)}
-        self._recent: OrderedDict[int, np.ndarray] = OrderedDict()
+        # by how many come before; those in order; and which of them are forgotten again
+        self._states = {0: generator.state["state"]["key"].astype(np.uint32)}
+        self._order, self._recent = [0], deque[int]()
         self._lock = threading.Lock()
 
     def __call__(self, first: int, count: int) -> np.ndarray:
         """Return the numbers of consecutive elements, uint32 [count]."""
-        begin, end = first // WORDS, -(-(first + count) // WORDS)
+        return self.of_spans([(first, count)])
+
+    def of_spans(self, spans: Sequence[ElementSpan]) -> np.ndarray:
+        """Return the numbers of spans of elements, ascending, one after the other."""
+        ranges: list[list[int]] = []  # of states whose numbers are made
+        made, places = 0, []
+        for first, count in spans:
+            begin, end = first // WORDS, -(-(first + count) // WORDS)
+            if not (ranges and begin < ranges[-1][1]):
+                ranges.append([begin, begin])
+            end = max(end, ranges[-1][1])
+            made += end - ranges[-1][1]
+            ranges[-1][1] = end
+            places.append((made - end) * WORDS + first)
+        # of the last numbers too whole vectors can be read
+        numbers = np.empty(made * WORDS + LANES, np.uint32)
         with self._lock:
-            numbers = self._numbers(begin, end)
-        numbers &= _BITS
-        return numbers[first - begin * WORDS :][:count]
+            self._fill(numbers[: made * WORDS], [*self._stretches(ranges)])
+            while len(self._recent) > _RECENT:
+                self._forget(self._recent.popleft())
+        pairs = zip(places, spans, strict=True)
+        return in_one_array([numbers[place : place + count] for place, (_, count) in pairs])
 
-    def _numbers(self, begin: int, end: int) -> np.ndarray:
-        """Return the numbers of some states."""
-        at = max(k for k in (*self._kept, *self._recent) if k <= begin)
-        state = self._kept.get(at, self._recent.get(at)).copy()
-        numbers = np.empty((end - begin) * WORDS, np.uint32)
-        while at < end:
-            # to where a state is remembered: the last of what is asked for, a multiple
-            until = min(k for k in (end - 1, end, (at // _EVERY + 1) * _EVERY) if k > at)
-            own, upto = (max(k - begin, 0) * WORDS for k in (at, until))
-            self._fill(state, numbers[own:upto], max(min(begin, until) - at, 0))
-            at = until
-            if at % _EVERY == 0:
-                self._kept.setdefault(at, state.copy())
-            elif at >= end - 1:
-                self._recent[at] = state.copy()
-        while len(self._recent) > _RECENT:
-            self._recent.popitem(last=False)
-        return numbers
+    def _stretches(self, ranges: Sequence[Sequence[int]]) -> Iterator[Stretch]:
+        """Yield stretches with the numbers of ranges of states."""
+        at, last = -1, ranges[-1][1]
+        for begin, end in ranges:
+            near = self._order[bisect.bisect_right(self._order, begin) - 1]
+            start = self._states[near] if near > at else None
+            at = max(near, at)
+            while at < end:
+                # to where a state is remembered: a multiple, the last of what is asked for
+                multiple = (at // _EVERY + 1) * _EVERY
+                until = min(k for k in (end, multiple, last - 1) if k > at)
+                skipped = max(min(begin, until) - at, 0)
+                kept = until in (multiple, last - 1, last) and until not in self._states
+                yield Stretch(
+                    start, skipped, until - at - skipped, self._remember(until) if kept else None
+                )
+                at, start = until, None
+
+    def _remember(self, at: int) -> np.ndarray:
+        """Return where a state is to be written, to be used later."""
+        self._states[at] = np.empty(WORDS, np.uint32)
+        bisect.insort(self._order, at)
+        if at % _EVERY:
+            self._recent.append(at)
+        return self._states[at]
+
+    def _forget(self, at: int) -> None:
+        del self._states[at]
+        del self._order[bisect.bisect_left(self._order, at)]
 
 
-def numpy_fill(state: np.ndarray, numbers: np.ndarray, skipped: int = 0) -> None:
-    """Fill an array with numbers after a state, whole states of them; move it on.
+def numpy_fill(numbers: np.ndarray, stretches: Sequence[Stretch]) -> None:
+    """Fill an array with the numbers of stretches.
 
     Args:
-        state: uint32 [WORDS].
         numbers: That are filled.
-        skipped: States whose numbers are not wanted.
+        stretches: Of states.
     """
-    generator = np.random.MT19937()
-    given = generator.state
-    given["state"] = {"key": state, "pos": WORDS}
-    generator.state = given
-    generator.random_raw(skipped * WORDS, output=False)
-    numbers[:] = generator.random_raw(len(numbers))
-    state[:] = generator.state["state"]["key"]
+    generator, place = np.random.MT19937(), 0
+    for start, skipped, made, end in stretches:
+        if start is not None:
+            given = generator.state
+            given["state"] = {"key": start, "pos": WORDS}
+            generator.state = given
+        generator.random_raw(skipped * WORDS, output=False)
+        count = made * WORDS
+        numbers[place : place + count] = generator.random_raw(count) & BITS
+        place += count
+        if end is not None:
+            end[:] = generator.state["state"]["key"]

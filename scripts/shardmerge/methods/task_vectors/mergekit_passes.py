@@ -114,14 +114,30 @@ def chance(group: Group) -> Passes:
     return Kept({i: _chosen(mask) for i, mask in zip(thinned, found, strict=True)}, code)
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """The numbers that are drawn for a tensor after those of others.
+
+    Args:
+        numbers: Of the generator.
+        begin: How many are drawn before.
+    """
+
+    numbers: NumbersOf
+    begin: int
+
+    def __call__(self, first: int, count: int) -> np.ndarray:
+        """Return the numbers of consecutive elements."""
+        return self.numbers(self.begin + first, count)
+
+    def of_spans(self, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Return the numbers of spans of elements, ascending, one after the other."""
+        return self.numbers.of_spans([(self.begin + first, count) for first, count in spans])
+
+
 def _turns(group: Group, numbers: NumbersOf, count: int) -> tuple[NumbersOf, ...]:
     """Return the numbers of each of so many tensors that are drawn for one after the other."""
-
-    def of(turn: int) -> NumbersOf:
-        begin = turn * group.count
-        return lambda first, count: numbers(begin + first, count)
-
-    return tuple(map(of, range(count)))
+    return tuple(_Turn(numbers, turn * group.count) for turn in range(count))
 
 
 def ranked_chance(group: Group) -> Passes:
