@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from shardmerge.engine.native import array_code, place_of
-from shardmerge.methods.kernels.mersenne import BITS, WORDS, Stretch
+from shardmerge.methods.kernels.mersenne import USED_BITS, WORDS, Stretch
 
 _MIDDLE, _LANES = 397, 8
 _UPPER, _LOWER, _MATRIX = 0x80000000, 0x7FFFFFFF, 0x9908B0DF
@@ -185,7 +185,7 @@ def _scrambled() -> list[str]:
         value = f"%out.mixed{step}"
     return [
         *lines,
-        f"  %out.bits = and {kind} {value}, {_splat(BITS, _LANES)}",
+        f"  %out.bits = and {kind} {value}, {_splat(USED_BITS, _LANES)}",
         "  %out.at = getelementptr i32, ptr %numbers, i64 %out.i",
         f"  store {kind} %out.bits, ptr %out.at, align 4",
     ]

@@ -23,7 +23,7 @@ WORDS = 624
 #: States between two that are always remembered, and how many more are.
 _EVERY, _RECENT = 1 << 10, 32
 #: Bits of a number that a float32 is made of.
-BITS = (1 << 24) - 1
+USED_BITS = (1 << 24) - 1
 
 
 class Stretch(NamedTuple):
@@ -134,7 +134,7 @@ def numpy_fill(numbers: np.ndarray, stretches: Sequence[Stretch]) -> None:
             generator.state = given
         generator.random_raw(skipped * WORDS, output=False)
         count = made * WORDS
-        numbers[place : place + count] = generator.random_raw(count) & BITS
+        numbers[place : place + count] = generator.random_raw(count) & USED_BITS
         place += count
         if end is not None:
             end[:] = generator.state["state"]["key"]
