@@ -28,7 +28,8 @@ OURS = {
 #: A copy that is on the disk when it is done, as shardmerge's shards are.
 SYNCED = "cp -r, sync"
 #: What no build can be faster than, together: the flagship's bytes, which are those of two models
-#: to read and one to write and to read back, moved by ``tools/bench/bound.py``, and Snakemake.
+#: to read and one to write and to read back, moved by ``tools/bench/bound.py``, and Snakemake until
+#: a trivial job is done.
 BYTES, SNAKEMAKE = "its bytes alone", "Snakemake alone"
 #: A workflow of Snakemake with as many jobs as one asks for.
 TRIVIAL = """rule all:
@@ -82,7 +83,7 @@ def prepare(folder: Path, size: str) -> dict[str, Contestant]:
     (folder / "trivial.smk").write_text(TRIVIAL)
     alone = [sys.executable, "-m", "snakemake", "-s", "trivial.smk", "--scheduler", "greedy"]
     alone += ["--cores", "2", "--quiet", "all", "--config", "count=1"]
-    found[SNAKEMAKE] = Contestant(alone, None, ("out", ".snakemake"))
+    found[SNAKEMAKE] = Contestant(alone, "out", ("out", ".snakemake"))
     tool = Path(sys.executable).with_name("mergekit-multi")
     if tool.exists():
         command = [str(tool), "mergekit.yaml", "-I", str(folder / "merged"), "--quiet"]

@@ -115,7 +115,8 @@ def _least(seconds: Mapping[str, Sequence[float]]) -> list[str]:
     both = [b + s for b, s in zip(seconds[BYTES], seconds[SNAKEMAKE], strict=True)]
     found = "Reading, hashing, writing and reading back the same bytes alone, "
     found += f"two shards at a time, took {statistics.median(seconds[BYTES]):.1f} s, "
-    found += f"and Snakemake with one trivial job {statistics.median(seconds[SNAKEMAKE]):.1f} s. "
+    found += "and Snakemake until one trivial job was done "
+    found += f"{statistics.median(seconds[SNAKEMAKE]):.1f} s. "
     if _OTHER in seconds:
         found += "One after the other they are "
         found += f"{ratio(seconds[_OTHER], both):.1f} times as fast as {_OTHER}."
