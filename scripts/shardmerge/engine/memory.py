@@ -69,7 +69,7 @@ class Tuning:
     slots: int = 10
     buffers: int = 48 * MIB
     device_buffers: int = 192 * MIB
-    held: int = 96 * MIB
+    held: int = 97 * MIB
     lane: int = 10 * MIB
     windows: tuple[int, ...] = tuple(8 * MIB >> k for k in range(8))
 
