@@ -112,7 +112,8 @@ class CallTiles(abc.ABC):
         room: TileBuffers | None = None,
     ) -> TileBuffers:
         sizes = [DTYPES[leaf.dtype].size for leaf in leaves.files]
-        return tile_buffers(self._places(leaves), self._files, sizes, most, behind, room)
+        places = self._places(leaves)
+        return tile_buffers(places, self._files, sizes, most, behind=behind, room=room)
 
 
 def to_text(table: np.ndarray, kind: str = "<f8") -> str:

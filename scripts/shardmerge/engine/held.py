@@ -97,21 +97,15 @@ class HeldSources:
 class HeldBuffers(TileBuffers):
     """Leaves that are held, as if they had been read to buffers."""
 
-    def __init__(
-        self, leaves: Sequence[StayingLeaf], files: ReadFiles, sizes: Sequence[int], most: int
-    ) -> None:
-        super().__init__(leaves, files, sizes, most)
-        self._leaves = leaves
-
     @property
     def starts(self) -> list[int]:
         """Addresses of the leaves."""
-        return [leaf.address for leaf in self._leaves]
+        return [leaf.address for leaf in self._locations]
 
     def offset(self, first: int, count: int) -> int:
         """Return how far in the leaves elements that follow each other begin."""
         end = first + max(count, min(self.until - first, self.most))
-        for leaf in self._leaves:
+        for leaf in self._locations:
             leaf.need(end)
         return first
 
@@ -121,10 +115,9 @@ def tile_buffers(
     files: ReadFiles,
     sizes: Sequence[int],
     most: int = AHEAD,
-    behind: int = 0,
-    room: TileBuffers | None = None,
+    **buffers: Any,
 ) -> TileBuffers:
-    """Return what leaves are read to: the place where they are held, or else buffers."""
+    """Return what leaves are read to: where they are held, or else buffers as asked for."""
     if locations and all(isinstance(one, StayingLeaf) for one in locations):
         return HeldBuffers(locations, files, sizes, most)
-    return TileBuffers(locations, files, sizes, most, behind, room)
+    return TileBuffers(locations, files, sizes, most, **buffers)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.chunks import EdgeBuffer
 from shardmerge.engine.device import Slot
-from shardmerge.engine.held_room import HeldRoom
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.layout import Chunk
 from shardmerge.engine.native import native, place_of
@@ -31,7 +30,6 @@ class NativeLane:
         tally: Where time, sums of squares and new infinite values are counted.
         native: Indices of the tensors that native code computes.
         other: Computes all others; None where there are none.
-        room: Where sources of some tensors are held; None if none are.
     """
 
     def __init__(
@@ -42,10 +40,9 @@ class NativeLane:
         tally: Tally,
         native: Collection[int],
         other: TorchLane | None,
-        room: HeldRoom | None = None,
     ) -> None:
         self._tasks, self._files, self._steps = tasks, files, steps
-        self._tally, self._native, self._other, self._room = tally, native, other, room
+        self._tally, self._native, self._other = tally, native, other
         self._edge = EdgeBuffer(lambda size: memoryview(bytearray(size)))
 
     def compute(self, slot: Slot) -> None:
@@ -58,8 +55,7 @@ class NativeLane:
                 if chunk.tensor in self._native:
                     with self._edge.elements(chunk, slot.output.memory) as target:
                         self._evaluate(chunk, slot, target)
-                    if self._room and chunk.tensor in self._room:
-                        self._room.release(chunk.tensor)
+                    self._steps.release(chunk.tensor)
             rest = [chunk for chunk in chunks if chunk.tensor not in self._native]
             if rest:
                 self._other.compute(slot, rest)
@@ -70,8 +66,10 @@ class NativeLane:
         steps, name = self._steps(chunk.tensor), task.tensor.name
         code = native(steps.program)
         held = self._steps.held(chunk.tensor)
-        places = [slot.arena.address + at for at, _ in chunk.leaves]
-        places = held.places(chunk.first, chunk.count) if held else places
+        if held:
+            places = held.places(chunk.first, chunk.count)
+        else:
+            places = [slot.arena.address + at for at, _ in chunk.leaves]
         sizes = [DTYPES[one].size for one in steps.program.leaves]
         output = ctypes.addressof(ctypes.c_char.from_buffer(target))
         all_finite = True

@@ -76,6 +76,11 @@ class StepsOf:
             return None
         return self._room.take(tensor)
 
+    def release(self, tensor: int) -> None:
+        """Say that a window's part of a tensor is done, whose sources may be held."""
+        if self._room is not None and tensor in self._room:
+            self._room.release(tensor)
+
     def _make(self, task: TensorTask, files: InputFiles | HeldSources) -> Steps:
         maps = native_maps(task, files, self._tally)
         rest = task.leaves, task.direct, task.numerics, maps.__getitem__

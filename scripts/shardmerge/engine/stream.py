@@ -134,7 +134,7 @@ class Stream:
             others, stop = self._make_torch_lanes()
         steps = StepsOf(self.tasks, self.files, self.tally, room)
         own = self.tasks, self.files, steps, self.tally, self._native
-        lanes = [NativeLane(*own, other, room) for other in others]
+        lanes = [NativeLane(*own, other) for other in others]
 
         def stop_all() -> None:
             stop()

@@ -182,7 +182,7 @@ def read_spans(
     """Fill the beginning of a buffer with spans of a leaf's elements, one after the other.
 
     Args:
-        files: That have the leaf; those of a check read several spans at once where they can.
+        files: That have the leaf; those with ``read_spans`` read several at once where they can.
         leaf: What was located.
         spans: The first element of each, and their number.
         size: Bytes of an element.
