@@ -10,7 +10,7 @@ from shardmerge.algebra.leaves import FileLeaf
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.locations import apart
 from shardmerge.engine.memory import held_leaf_bytes
-from shardmerge.engine.tile_buffers import AHEAD, ReadFiles, TileBuffers
+from shardmerge.engine.tile_buffers import AHEAD, ReadFiles, TileBuffers, read_spans
 
 
 class StayingLeaf:
@@ -39,14 +39,20 @@ class StayingLeaf:
                 self._files.read_elements(self._location, self._known, rest, place)
                 self._known = end
 
-    def read(self, first: int, count: int, into: memoryview) -> None:
-        """Fill the beginning of a buffer with elements; those that are not there yet stay away."""
-        if first + count <= self._known:
-            begin, length = first * self._size, count * self._size
-            into[:length] = self._memory[begin : begin + length]
+    def read(self, spans: Sequence[tuple[int, int]], into: memoryview) -> None:
+        """Fill the beginning of a buffer with spans of elements, one after the other.
+
+        Those that are not there yet stay away.
+        """
+        if max((first + count for first, count in spans), default=0) > self._known:
+            with self._lock:
+                read_spans(self._files, self._location, spans, self._size, into)
             return
-        with self._lock:
-            self._files.read_elements(self._location, first, count, into)
+        place = 0
+        for first, count in spans:
+            begin, length = first * self._size, count * self._size
+            into[place : place + length] = self._memory[begin : begin + length]
+            place += length
 
 
 class HeldSources:
@@ -85,7 +91,20 @@ class HeldSources:
         if not isinstance(leaf, StayingLeaf):
             self._files.read_elements(leaf, first, count, into)
         else:
-            leaf.read(first, count, into)
+            leaf.read([(first, count)], into)
+
+    def read_spans(
+        self, leaf: Any, spans: Sequence[tuple[int, int]], into: memoryview
+    ) -> bool:
+        """Fill the beginning of a buffer with spans of elements, one after the other.
+
+        Returns:
+            Whether that is done, as ``InputFiles.read_spans`` does.
+        """
+        if not isinstance(leaf, StayingLeaf):
+            return self._files.read_spans(leaf, spans, into)
+        leaf.read(spans, into)
+        return True
 
     def places(self, first: int, count: int) -> list[int]:
         """Return the addresses of elements that follow each other, of all leaves."""
@@ -97,6 +116,9 @@ class HeldSources:
 class HeldBuffers(TileBuffers):
     """Leaves that are held, as if they had been read to buffers."""
 
+    #: The elements before this one are there.
+    _there = 0
+
     @property
     def starts(self) -> list[int]:
         """Addresses of the leaves."""
@@ -104,9 +126,11 @@ class HeldBuffers(TileBuffers):
 
     def offset(self, first: int, count: int) -> int:
         """Return how far in the leaves elements that follow each other begin."""
-        end = first + max(count, min(self.until - first, self.most))
-        for leaf in self._locations:
-            leaf.need(end)
+        if first + count > self._there:
+            end = first + max(count, min(self.until - first, self.most))
+            for leaf in self._locations:
+                leaf.need(end)
+            self._there = end
         return first
 
 
