@@ -95,6 +95,7 @@ class StepLines:
 
     def __init__(self, program: Program | Reduction) -> None:
         self._program = program
+        self._in_row = isinstance(program, Reduction) and program.in_row
         self._names = 0
         self._prefix, self._at = "v", "%i"
         self._rows: dict[int, str] = {}
@@ -114,12 +115,14 @@ class StepLines:
             ]
         used = {step[1][1]: "F32" for step in program.steps if step[0] in WITH_CONSTANT}
         used |= {step[1][0]: CONSTANTS[step[0]] for step in program.steps if step[0] in CONSTANTS}
-        for k in sorted({k for name, of in program.steps if name == "row" for k in of[1:]}):
+        for k in sorted({k for of in self._row_steps() for k in of[1:]}):
             lines += [
                 f"  %c{k}.at = getelementptr double, ptr %constants, i64 {k}",
                 f"  %c{k}.wide = load double, ptr %c{k}.at",
                 f"  %c{k} = fptosi double %c{k}.wide to i64",
             ]
+        if self._in_row:
+            lines += [line for of in self._row_steps() for line in self._number_lines(*of)]
         for k, code in sorted(used.items()):
             lines += [
                 f"  %c{k}.at = getelementptr double, ptr %constants, i64 {k}",
@@ -277,15 +280,35 @@ class StepLines:
             second = f"%c{operands[1]}" if kind in WITH_CONSTANT else self.value(operands[1])
             self.new(f"{_OPERATIONS[kind]} {of} {first}, {second}", value)
 
+    def _row_steps(self) -> list[tuple[int, ...]]:
+        """Return what each step that names a row's number is made of, without repetition."""
+        return sorted({of for name, of in self._program.steps if name == "row"})
+
+    def _table(self, table: int) -> tuple[str, str]:
+        """Return the code of a table's type, and the name of its address."""
+        program = self._program
+        return program.tables[table], f"%leaf{len(program.leaves) + len(program.loads) + table}"
+
+    def _number_lines(self, table: int, first: int, length: int) -> list[str]:
+        """Return the lines that load the number of the one row that is gone through."""
+        code, leaf = self._table(table)
+        name = f"%number{table}.{length}"
+        return [
+            f"  {name}.row = udiv i64 %c{first}, %c{length}",
+            f"  {name}.at = getelementptr {_ELEMENT[code]}, ptr {leaf}, i64 {name}.row",
+            f"  {name} = load {_ELEMENT[code]}, ptr {name}.at",
+        ]
+
     def _row(self, table: int, first: int, length: int, value: str) -> None:
         """Write a vector of the number of the row that it lies in."""
-        program = self._program
-        code = program.tables[table]
-        leaf = len(program.leaves) + len(program.loads) + table
+        code, leaf = self._table(table)
+        if self._in_row:
+            self._spread(f"%number{table}.{length}", STORED[code], value)
+            return
         if length not in self._rows:
             place = self.new(f"add i64 {self._at}, %c{first}")
             self._rows[length] = self.new(f"udiv i64 {place}, %c{length}")
-        place = self.place(f"%leaf{leaf}", code, self._rows[length])
+        place = self.place(leaf, code, self._rows[length])
         self._spread(self.new(f"load {_ELEMENT[code]}, ptr {place}"), STORED[code], value)
 
     def _spread(self, one: str, kind: str, value: str) -> None:

@@ -7,6 +7,8 @@ from shardmerge.engine.assembly import next_row
 #: What a call has: its code, where it writes and how far that moves from row to row, leaves, how
 #: far they move, their number, elements, constants, the one that is the row's first element, more.
 FIELDS = 10
+#: Values that are brought together at once, from the most on: what is left is less than that.
+_AT_ONCE = 16, 4, 1
 
 
 def driver_text() -> str:
@@ -77,14 +79,7 @@ def last_text(kind: str, code: str = "F64") -> str:
     if code == "F32":
         number = "float"
         found = ["  %one = load float, ptr %x", "  %number = fpext float %one to double"]
-    combined = [f"  %both = fadd {number} %a, %b"]
-    if kind == "maxima":
-        combined = [  # NaN stays
-            f"  %above = fcmp ogt {number} %b, %a",
-            f"  %nan = fcmp uno {number} %b, %b",
-            "  %taken = or i1 %above, %nan",
-            f"  %both = select i1 %taken, {number} %b, {number} %a",
-        ]
+    steps = [line for turn in range(len(_AT_ONCE)) for line in _halving(turn, number, kind)]
     return "\n".join([
         "define void @merge(ptr %output, ptr %leaves, i64 %count, ptr %none, ptr %more) {",
         "entry:",
@@ -105,19 +100,8 @@ def last_text(kind: str, code: str = "F64") -> str:
         "  %half = lshr i64 %n, 1",
         "  %upper = sub i64 %n, %half",
         "  %some = icmp ugt i64 %half, 0",
-        "  br i1 %some, label %add, label %written",
-        "add:",
-        "  %i = phi i64 [0, %level], [%i.next, %add]",
-        "  %far = add i64 %i, %upper",
-        f"  %a.at = getelementptr {number}, ptr %x, i64 %i",
-        f"  %b.at = getelementptr {number}, ptr %x, i64 %far",
-        f"  %a = load {number}, ptr %a.at",
-        f"  %b = load {number}, ptr %b.at",
-        *combined,
-        f"  store {number} %both, ptr %a.at",
-        "  %i.next = add i64 %i, 1",
-        "  %i.more = icmp ult i64 %i.next, %half",
-        "  br i1 %i.more, label %add, label %level.end",
+        f"  br i1 %some, label %by{_AT_ONCE[0]}, label %written",
+        *steps,
         "level.end:",
         "  br label %level",
         "written:",
@@ -132,3 +116,35 @@ def last_text(kind: str, code: str = "F64") -> str:
         "  ret void",
         "}",
     ])  # fmt: skip
+
+
+def _halving(turn: int, number: str, kind: str) -> list[str]:
+    """Return the blocks that bring values of two halves together, some at once."""
+    blocks = ["level", *(f"by{one}" for one in _AT_ONCE), "level.end"]
+    begun, own, after = blocks[turn : turn + 3]
+    wide, first = _AT_ONCE[turn], f"%i{_AT_ONCE[turn - 1]}" if turn else "0"
+    vector, bits = f"<{wide} x {number}>", f"<{wide} x i1>"
+    combined = [f"  %both{wide} = fadd {vector} %a{wide}, %b{wide}"]
+    if kind == "maxima":
+        combined = [  # NaN stays
+            f"  %above{wide} = fcmp ogt {vector} %b{wide}, %a{wide}",
+            f"  %nan{wide} = fcmp uno {vector} %b{wide}, %b{wide}",
+            f"  %taken{wide} = or {bits} %above{wide}, %nan{wide}",
+            f"  %both{wide} = select {bits} %taken{wide}, {vector} %b{wide}, {vector} %a{wide}",
+        ]
+    return [
+        f"{own}:",
+        f"  %i{wide} = phi i64 [{first}, %{begun}], [%i{wide}.next, %add{wide}]",
+        f"  %i{wide}.next = add i64 %i{wide}, {wide}",
+        f"  %fits{wide} = icmp ule i64 %i{wide}.next, %half",
+        f"  br i1 %fits{wide}, label %add{wide}, label %{after}",
+        f"add{wide}:",
+        f"  %far{wide} = add i64 %i{wide}, %upper",
+        f"  %a{wide}.at = getelementptr {number}, ptr %x, i64 %i{wide}",
+        f"  %b{wide}.at = getelementptr {number}, ptr %x, i64 %far{wide}",
+        f"  %a{wide} = load {vector}, ptr %a{wide}.at, align 4",
+        f"  %b{wide} = load {vector}, ptr %b{wide}.at, align 4",
+        *combined,
+        f"  store {vector} %both{wide}, ptr %a{wide}.at, align 4",
+        f"  br label %{own}",
+    ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 
 import numpy as np
@@ -148,14 +148,16 @@ def lowered_steps(
     for kind, function in wanted.steps:
         reduction, given = lowered(kind, partial(step_values, function, found))
         found = np.zeros((len(reduction.values), rows))
-        steps.append(Step(reduction, given, found))
+        steps.append(Step(replace(reduction, in_row=True), given, found))
     if wanted.result:
 
         def result(x: SymbolicElements, numbers: Sequence[StepValue]) -> list[StepValue]:
             return [wanted.result(x, numbers)]
 
         values = partial(step_values, result, found)
-        steps.append(Step(*lowered("maxima", values), np.zeros((1, rows)), is_last=True))
+        reduction, given = lowered("maxima", values)
+        own = replace(reduction, in_row=True), given, np.zeros((1, rows))
+        steps.append(Step(*own, is_last=True))
     return steps
 
 

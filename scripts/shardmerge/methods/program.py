@@ -99,6 +99,7 @@ class Reduction:
             they are; see also ``IN_TORCH_ORDER``.
         values: What is reduced.
         code: Of the type that ``sums`` are made in, which their values have.
+        in_row: Whether a call goes through elements of one row, of which tables have one number.
     """
 
     leaves: tuple[str, ...]
@@ -108,6 +109,7 @@ class Reduction:
     values: tuple[int, ...]
     tables: tuple[str, ...] = ()
     code: str = "F64"
+    in_row: bool = False
 
 
 @dataclass

@@ -171,7 +171,7 @@ class TestLeaves:
         leaf.need(1000)
         into = memoryview(bytearray(4 * 50))
         for first, read in ((900, 1000), (990, 1050)):
-            leaf.read(first, 50, into)
+            leaf.read([(first, 50)], into)
             assert np.frombuffer(into, np.uint32).tolist() == list(range(first, first + 50))
             assert files.read["a"] == read
 
