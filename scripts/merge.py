@@ -13,6 +13,7 @@ def main() -> None:
 
     from shardmerge.base.files import write_json
     from shardmerge.base.identities import Identities
+    from shardmerge.base.malloc import keep_freed_memory
     from shardmerge.engine import build_shard
     from shardmerge.engine.tasks import needs_torch
     from shardmerge.engine.watch import Watch
@@ -38,6 +39,7 @@ def main() -> None:
 
     uses_torch = partial(needs_torch, device=args.device)
     job = shard_inputs(args.spec, args.sources, args.deltas, uses_torch=uses_torch)
+    keep_freed_memory()
     waited = claim(args.output, args.record)
     if waited and is_made(args.output, args.record, args.spec):
         say(f"{args.output.name}: another job has made it; nothing is left to do")

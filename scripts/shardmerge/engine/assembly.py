@@ -454,6 +454,7 @@ def rows_text(
     lines: Sequence[str],
     stop: str,
     after: Sequence[str],
+    end: str = "loop",
 ) -> str:
     """Return a function that goes through rows of %count elements, a vector at a time.
 
@@ -465,6 +466,7 @@ def rows_text(
         lines: What is done for a vector, which is %i in the row, and %at in all.
         stop: The first element of a row that is no more gone through.
         after: The blocks behind a row, from ``fold0`` on; the last goes on to ``end``.
+        end: The block in which the lines end.
     """
     return "\n".join([
         head,
@@ -477,7 +479,7 @@ def rows_text(
         *begin,
         "  br label %loop",
         "loop:",
-        "  %i = phi i64 [0, %row], [%after, %loop]",
+        f"  %i = phi i64 [0, %row], [%after, %{end}]",
         *carried,
         "  %at = add i64 %begin, %i",
         *lines,

@@ -20,11 +20,17 @@ from shardmerge.engine.assembly import (
     short_lines,
     spread_lines,
 )
-from shardmerge.methods.contract import BLOCK
+from shardmerge.engine.text import Text
 from shardmerge.methods.program import Reduction
 
 #: Keys of a vector that are kept without asking how many there are.
 _TURNS = 2
+_ADDED_UP = f"declare i32 @llvm.vector.reduce.add.v{LANES}i32({INT})"
+#: Numbers that are told where keys are kept: first how many tiles there are, and for how many
+#: elements there is room. Then those of each bracket: how many keys are kept, and how many lie
+#: below it, which go on; its least key, and how many it may have. Of each tile and bracket follows
+#: what the first two are behind the tile.
+CAUGHT, BRACKET = 2, 4
 
 
 def masks_text(reduction: Reduction, head: str) -> str:
@@ -107,36 +113,98 @@ def keys_text(reduction: Reduction, head: str) -> str:
 def caught_text(reduction: Reduction, head: str) -> str:
     """Return a function that counts how many keys lie below brackets, and keeps those in them.
 
+    It goes through tiles of %count elements each. %extra has the numbers of ``CAUGHT`` first, of 64
+    bits each.
+
     Args:
         reduction: Whose values are keys, one for each bracket.
-        head: The first line of the function. %output has how many lie below each bracket, then of
-            each bracket the keys that are kept and where they are, with room for BLOCK each, then
-            of each a bit for every element whose key lies beyond it; %extra of each, 64 bits each,
-            how many are kept, the least key and how many there may be.
+        head: The first line of the function. %output has room of each bracket for the keys that are
+            kept; where they are ``marked``, then of each for where they lie among all elements,
+            then of each for a bit of every element whose key lies beyond it.
     """
     writer = StepLines(reduction)
-    kept = range(len(reduction.values))
-    entry = [*writer.entry(), *(line for k in kept for line in _list(k, len(kept)))]
-    writer.values()
+    kept, marked = range(len(reduction.values)), reduction.kind == "marked"
+    entry = [
+        *writer.entry(),
+        "  %rows = load i64, ptr %extra",
+        "  %room.at = getelementptr i64, ptr %extra, i64 1",
+        "  %room = load i64, ptr %room.at",
+        *(line for k in kept for line in _list(k, len(kept), marked)),
+    ]
+    begin = [
+        f"  %told.offset = mul i64 %r, {2 * len(kept)}",
+        f"  %told.place = add i64 %told.offset, {CAUGHT + BRACKET * len(kept)}",
+        "  %told = getelementptr i64, ptr %extra, i64 %told.place",
+        *(f"  %held{k} = load i64, ptr %held{k}.at" for k in kept),
+    ]
+    writer.values("%at")
     there, keys = _there(writer), [*map(writer.value, reduction.values)]
     for k, key in enumerate(keys):
         offset, below = _below(writer, k, key, there)
         inside = writer.new(f"icmp ult {INT} {offset}, %size{k}")
-        upto = writer.new(f"or {MASK} {below}, {inside}")
-        upto = writer.new(f"bitcast {MASK} {upto} to i{LANES}")
-        beyond = writer.new(f"xor i{LANES} {upto}, -1")
-        place = writer.new(f"lshr i64 %i, {LANES.bit_length() - 1}")
-        place = writer.new(f"getelementptr i{LANES}, ptr %marks{k}, i64 {place}")
-        writer.lines.append(f"  store i{LANES} {beyond}, ptr {place}, align 4")
+        if marked:
+            upto = writer.new(f"or {MASK} {below}, {inside}")
+            upto = writer.new(f"bitcast {MASK} {upto} to i{LANES}")
+            beyond = writer.new(f"xor i{LANES} {upto}, -1")
+            place = writer.new(f"lshr i64 %at, {LANES.bit_length() - 1}")
+            place = writer.new(f"getelementptr i{LANES}, ptr %marks{k}, i64 {place}")
+            writer.lines.append(f"  store i{LANES} {beyond}, ptr {place}, align 4")
         writer.new(f"and {MASK} {inside}, {there}", f"%inside{k}")
         writer.new(f"bitcast {MASK} %inside{k} to i{LANES}", f"%bits{k}")
     end = f"any{len(kept)}"
-    carried = [f"  %number{k} = phi i64 [%held{k}, %entry], [%upto{k}, %{end}]" for k in kept]
-    lines = [*writer.lines, "  %index = trunc i64 %i to i32", "  br label %any0", "any0:"]
+    carried = [line for k in kept for line in (
+        f"  %number{k} = phi i64 [%held{k}, %row], [%upto{k}, %{end}]",
+        f"  %sum{k} = phi {INT} [zeroinitializer, %row], [%added{k}, %{end}]",
+    )]  # fmt: skip
+    lines = [*writer.lines, "  %index = trunc i64 %at to i32", "  br label %any0", "any0:"]
     for k, key in enumerate(keys):
-        lines += _caught(k, key)
-    done = [*_stored(kept), *(f"  store i64 %upto{k}, ptr %held{k}.at" for k in kept)]
-    return loop_text(head, entry, [*carried, *_summed(kept, end)], lines, done, end)
+        lines += _caught(k, key, marked)
+    after = ["fold0:", *(line for k in kept for line in _told(k)), "  br label %end"]
+    text = rows_text(head, entry, begin, carried, lines, "%count", after, end)
+    return f"{text}\n{_ADDED_UP}"
+
+
+def _told(k: int) -> list[str]:
+    """Return what tells how many keys are kept of a bracket, and lie below it, behind a tile."""
+    return [
+        f"  %below{k}.short = call i32 @llvm.vector.reduce.add.v{LANES}i32({INT} %added{k})",
+        f"  %below{k} = zext i32 %below{k}.short to i64",
+        f"  %less{k}.before = load i64, ptr %less{k}.at",
+        f"  %less{k} = add i64 %less{k}.before, %below{k}",
+        *(line for at, (name, value) in enumerate(
+            ((f"%held{k}", f"%upto{k}"), (f"%less{k}", f"%less{k}")), 2 * k
+        ) for line in (
+            f"  store i64 {value}, ptr {name}.at",
+            f"  {name}.told = getelementptr i64, ptr %told, i64 {at}",
+            f"  store i64 {value}, ptr {name}.told",
+        )),
+    ]  # fmt: skip
+
+
+def less_text() -> str:
+    """Return a function that counts how many keys are less than one, for each of some parts.
+
+    Its arrays: the keys, int32, with room for a vector behind the last, and where each part ends,
+    int64; a part has less than 2**31. Its number: the key. It writes int64.
+    """
+    text = Text()
+    keys, ends = (text.load("ptr", "%leaves", str(k), 8) for k in range(2))
+    key = text.new(f"trunc i64 {text.load('i64', '%more', '0', 8)} to i32")
+    wanted = text.spread(INT, key)
+    lanes = "<" + ", ".join(f"i32 {lane}" for lane in range(LANES)) + ">"
+    text.begin("part", {"begun": ("i64", "0")})
+    end = text.load("i64", ends, "%part.i", 8)
+    text.begin("vector", {"sum": (INT, "zeroinitializer")}, "%begun")
+    left = text.new(f"trunc i64 {text.new(f'sub i64 {end}, %vector.i')} to i32")
+    there = text.new(f"icmp slt {INT} {lanes}, {text.spread(INT, left)}")
+    less = text.new(f"icmp slt {INT} {text.load(INT, keys, '%vector.i')}, {wanted}")
+    ones = text.new(f"zext {MASK} {text.new(f'and {MASK} {less}, {there}')} to {INT}")
+    total = text.new(f"add {INT} %sum, {ones}")
+    text.end("vector", {"sum": (INT, total)}, LANES, end)
+    found = text.new(f"call i32 @llvm.vector.reduce.add.v{LANES}i32({INT} {total})")
+    text.store("i64", text.new(f"zext i32 {found} to i64"), "%output", "%part.i", 8)
+    text.end("part", {"begun": ("i64", end)}, 1, "%count")
+    return text.function(_ADDED_UP)
 
 
 def _summed(kept: range, end: str) -> list[str]:
@@ -148,25 +216,31 @@ def _stored(kept: range) -> list[str]:
     return [f"  store {INT} %added{k}, ptr %table{k}, align 4" for k in kept]
 
 
-def _list(k: int, kept: int) -> list[str]:
+def _list(k: int, kept: int, marked: bool) -> list[str]:
     """Return what is found once for a bracket of which keys are kept."""
-    marks = kept * (LANES + 2 * BLOCK) + k * BLOCK // LANES
-    lines = [
-        f"  %held{k}.at = getelementptr i64, ptr %extra, i64 {3 * k}",
-        f"  %held{k} = load i64, ptr %held{k}.at",
-        f"  %list{k} = getelementptr i32, ptr %output, i64 {kept * LANES + 2 * k * BLOCK}",
-        f"  %places{k} = getelementptr i32, ptr %list{k}, i64 {BLOCK}",
-        f"  %marks{k} = getelementptr i32, ptr %output, i64 {marks}",
-        f"  %keys{k} = alloca {INT}, align 64",
-        f"  %table{k} = getelementptr i32, ptr %output, i64 {k * LANES}",
-        f"  %before{k} = load {INT}, ptr %table{k}, align 4",
-    ]
-    for place, name in enumerate((f"%low{k}", f"%size{k}"), 3 * k + 1):
+    lines = [f"  %keys{k} = alloca {INT}, align 64"]
+    for place, name in enumerate((f"%held{k}", f"%less{k}"), CAUGHT + BRACKET * k):
+        lines += [f"  {name}.at = getelementptr i64, ptr %extra, i64 {place}"]
+    for place, name in enumerate((f"%low{k}", f"%size{k}"), CAUGHT + BRACKET * k + 2):
         lines += [*short_lines(f"{name}.one", "%extra", place), *spread_lines(name, f"{name}.one")]
+    of = {"list": k, "places": kept + k} if marked else {"list": k}
+    for name, number in of.items():
+        lines += [
+            f"  %{name}{k}.offset = mul i64 %room, {number}",
+            f"  %{name}{k} = getelementptr i32, ptr %output, i64 %{name}{k}.offset",
+        ]
+    if marked:
+        lines += [
+            f"  %marks{k}.own = mul i64 %room, {k}",
+            f"  %marks{k}.words = udiv i64 %marks{k}.own, {LANES}",
+            f"  %marks{k}.lists = mul i64 %room, {2 * kept}",
+            f"  %marks{k}.offset = add i64 %marks{k}.lists, %marks{k}.words",
+            f"  %marks{k} = getelementptr i32, ptr %output, i64 %marks{k}.offset",
+        ]
     return lines
 
 
-def _caught(k: int, keys: str) -> list[str]:
+def _caught(k: int, keys: str, marked: bool) -> list[str]:
     """Return the blocks that keep those of a vector's keys that lie in a bracket.
 
     The first few are written without asking whether there are so many: what is not one is
@@ -180,13 +254,14 @@ def _caught(k: int, keys: str) -> list[str]:
             f"  {own}.place = add i64 %number{k}, {turn}",
             f"  {own}.any = call i{LANES} @llvm.cttz.i{LANES}(i{LANES} {bits}, i1 false)",
             f"  {own}.lane = and i{LANES} {own}.any, {LANES - 1}",
-            *_keep_one(k, own, f"{own}.place"),
+            *_keep_one(k, own, f"{own}.place", marked),
             f"  {own}.less = sub i{LANES} {bits}, 1",
             f"  {own}.rest = and i{LANES} {bits}, {own}.less",
         ]
         bits = f"{own}.rest"
     name = f"one{k}"
-    body = [*_keep_one(k, f"%{name}", f"%place{k}"), f"  %place{k}.next = add i64 %place{k}, 1"]
+    body = [*_keep_one(k, f"%{name}", f"%place{k}", marked)]
+    body += [f"  %place{k}.next = add i64 %place{k}, 1"]
     place = [f"  %place{k} = phi i64 [%beyond{k}, %any{k}], [%place{k}.next, %{name}]"]
     return [
         *lines,
@@ -201,17 +276,21 @@ def _caught(k: int, keys: str) -> list[str]:
     ]
 
 
-def _keep_one(k: int, own: str, place: str) -> list[str]:
+def _keep_one(k: int, own: str, place: str, marked: bool) -> list[str]:
     """Return what keeps the key of a vector's lane, OWN.lane, and where it is, at a place."""
-    return [
+    lines = [
         f"  {own}.key.at = getelementptr i32, ptr %keys{k}, i{LANES} {own}.lane",
         f"  {own}.key = load i32, ptr {own}.key.at",
         f"  {own}.kept.at = getelementptr i32, ptr %list{k}, i64 {place}",
         f"  store i32 {own}.key, ptr {own}.kept.at",
-        f"  {own}.index = add i{LANES} %index, {own}.lane",
-        f"  {own}.index.at = getelementptr i32, ptr %places{k}, i64 {place}",
-        f"  store i32 {own}.index, ptr {own}.index.at",
     ]
+    if marked:
+        lines += [
+            f"  {own}.index = add i{LANES} %index, {own}.lane",
+            f"  {own}.index.at = getelementptr i32, ptr %places{k}, i64 {place}",
+            f"  store i32 {own}.index, ptr {own}.index.at",
+        ]
+    return lines
 
 
 def _bracket(k: int) -> list[str]:

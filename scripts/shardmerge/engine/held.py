@@ -93,9 +93,7 @@ class HeldSources:
         else:
             leaf.read([(first, count)], into)
 
-    def read_spans(
-        self, leaf: Any, spans: Sequence[tuple[int, int]], into: memoryview
-    ) -> bool:
+    def read_spans(self, leaf: Any, spans: Sequence[tuple[int, int]], into: memoryview) -> bool:
         """Fill the beginning of a buffer with spans of elements, one after the other.
 
         Returns:

@@ -19,7 +19,7 @@ from shardmerge.engine.quick_choice import mask_like_torch, open_bits
 from shardmerge.engine.row_passes import RowPasses
 from shardmerge.engine.row_steps import RowCode, row_groups
 from shardmerge.engine.telling import Telling, sides_of, telling_bands, telling_sides
-from shardmerge.engine.tile_buffers import ChosenRows, TileBuffers
+from shardmerge.engine.tile_buffers import AHEAD, ChosenRows, TileBuffers
 from shardmerge.engine.tiles import BracketCount, ReducedTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.brackets import (
@@ -145,15 +145,15 @@ class RankPasses(RowPasses):
             def keys_of(x: Elements) -> list[ElementValue]:
                 return [value(x).key()] * len(brackets)
 
-            tiles = self._tiles(call, keys_of, "caught", code.reader)
-            keys = CaughtKeys(brackets)
-            tiles.in_order(count)
             groups = row_groups(0, rows, length)
+            keys = CaughtKeys(brackets, step=groups[0][1] * length)
+            tiles = self._tiles(call, keys_of, keys.kind, code.reader)
+            tiles.in_order(count)
             for k in range(0, len(groups), _TOGETHER):
                 own = groups[k : k + _TOGETHER]
-                find(code, own[0][0], sum(some for _, some in own))
-                for first, some in own:
-                    keys.add(tiles, first * length, some * length)
+                first, some = own[0][0], sum(some for _, some in own)
+                find(code, first, some)
+                keys.add(tiles, first * length, some * length)
             found = keys.found()
             seen.caught = keys if found else None
             return found
@@ -284,11 +284,11 @@ class RankPasses(RowPasses):
         ) -> list[tuple[int, np.ndarray]] | None:
             if expected > min(MOST_CAUGHT, count // _FEW):
                 return None
-            keys = CaughtKeys(brackets, seen.marking)
-            looked = tiles(brackets, "caught")
+            keys = CaughtKeys(brackets, seen.marking, seen.step)
+            looked, step = tiles(brackets, keys.kind), AHEAD // seen.step * seen.step
             looked.in_order(count)
-            for first in range(0, count, seen.step):
-                keys.add(looked, first, min(seen.step, count - first))
+            for first in range(0, count, step):
+                keys.add(looked, first, min(step, count - first))
             found = keys.found()
             if found:
                 seen.caught = keys

@@ -203,17 +203,16 @@ class NativeReduction:
         constants: Sequence[float],
         more: np.ndarray,
     ) -> None:
-        """Count keys that lie below brackets, and keep those that lie in them.
+        """Count keys of tiles that lie below brackets, and keep those that lie in them.
 
         Args:
-            found: int32: of each bracket LANES numbers, counted up, of keys below it; then what is
-                kept of each, and where it is, with room for BLOCK; then bits of each, of the
-                elements whose keys lie beyond it.
+            found: int32, of each bracket room for the keys that are kept; where they are
+                ``marked``, then of each for where they are among all elements, then of each for
+                bits of the elements whose keys lie beyond it.
             leaves: Address of the first element of each leaf, of which whole vectors can be read.
-            count: Elements.
+            count: Elements of a tile.
             constants: That the steps name.
-            more: int64 [brackets, 3]: of each how many keys are kept, which is counted up, the
-                least key and how many there may be.
+            more: Of ``counting.CAUGHT``, brackets and tiles, int64.
         """
         self._call(1, found, leaves, count, constants, more)
 
@@ -275,7 +274,8 @@ def _text(reduction: Reduction, ways: int) -> str:
         return _sums(reduction, ways)
     if reduction.kind == "bits":
         return _bits(reduction)
-    of = {"maxima": maxima_text, "counts": masks_text, "keys": keys_text, "caught": caught_text}
+    of = {"maxima": maxima_text, "counts": masks_text, "keys": keys_text}
+    of |= dict.fromkeys(("caught", "marked"), caught_text)
     return of[reduction.kind](reduction, _HEAD)
 
 

@@ -214,8 +214,15 @@ class ReducedTiles:
         ]
 
     def catch(self, found: np.ndarray, first: int, count: int, more: np.ndarray) -> None:
-        """Count a tile's keys that lie below brackets, and keep those that lie in them."""
-        self._run(first, count, partial(self._code.catch, found), more)
+        """Count keys of tiles that lie below brackets, and keep those that lie in them.
+
+        Args:
+            found, more: As ``NativeReduction.catch`` has them; the latter tells of the tiles.
+            first, count: The elements of all tiles, of which there is one unless ``is_one_piece``.
+        """
+        tiles = int(more[0])
+        for leaves, size, constants in self._pieces(first, count):
+            self._code.catch(found, leaves, size // tiles, constants, more)
 
     def parts(self, first: int, count: int, rows: int) -> np.ndarray:
         """Return what torch adds up first of consecutive elements, float32 [sums, parts, LANES]."""
@@ -283,6 +290,11 @@ class ReducedTiles:
         return ReadValues(self._code.address(1), places, self._sizes, self._given.constants)
 
     @property
+    def is_one_piece(self) -> bool:
+        """Whether constants are the same for all elements, but for their index."""
+        return not self._given.moving
+
+    @property
     def _is_same(self) -> bool:
         """Whether nothing depends on where elements lie."""
         return self._given.stays and not self._given.loads
@@ -315,18 +327,21 @@ class ReducedTiles:
         self, first: int, count: int, function: Callable[..., _T], *more: np.ndarray
     ) -> list[_T]:
         """Return what a function makes of a tile, in pieces where constants change."""
+        pieces = self._pieces(first, count)
+        return [function(leaves, size, constants, *more) for leaves, size, constants in pieces]
+
+    def _pieces(self, first: int, count: int) -> Iterator[tuple[list[int], int, Sequence[float]]]:
+        """Yield (addresses, elements, constants) of the pieces of a tile, read already."""
         # what is loaded may be found of the same elements, with more of them read
         pieces = [
             (*piece, [_longer(load(*piece[:2])) for load in self._given.loads])
             for piece in self._given.pieces(first, count)
         ]
-        places, results = self._buffers.places(first, count), []
+        places = self._buffers.places(first, count)
         for begin, size, constants, made in pieces:
             pairs = zip(places, self._sizes, strict=True)
             leaves = [place + (begin - first) * one for place, one in pairs]
-            leaves += [*map(place_of, made), *self._tables]
-            results.append(function(leaves, size, constants, *more))
-        return results
+            yield [*leaves, *map(place_of, made), *self._tables], size, constants
 
 
 def _longer(x: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import os
 import platform
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Literal
 
@@ -34,6 +34,14 @@ FEW = 4
 
 class Unsupported(Exception):
     """What is asked for cannot be said in steps, so that torch must compute it."""
+
+
+def _hash_once(steps: Program | Reduction) -> int:
+    """Return the hash of what may have a hundred steps; it is looked up for every few elements."""
+    held = steps.__dict__
+    if "hash" not in held:
+        held["hash"] = hash(tuple(held[one.name] for one in fields(steps)))
+    return held["hash"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,8 @@ class Program:
     loads: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
 
+    __hash__ = _hash_once
+
 
 #: How values are reduced.
 Reducing = Literal[
@@ -75,6 +85,7 @@ Reducing = Literal[
     "counts",
     "keys",
     "caught",
+    "marked",
     "bits",
     "rows",
     "pairs",
@@ -95,8 +106,9 @@ class Reduction:
     Args:
         leaves, steps, loads, tables: As of a ``Program``.
         kind: ``sums`` of float64 or float32 values, ``maxima`` of float64 values, ``counts`` of
-            masks, where ``keys`` lie, those that are ``caught`` in brackets, or their ``bits`` as
-            they are; see also ``IN_TORCH_ORDER``.
+            masks, where ``keys`` lie, those that are ``caught`` in brackets, the same ``marked``
+            with where they are and which lie beyond, or their ``bits`` as they are; see also
+            ``IN_TORCH_ORDER``.
         values: What is reduced.
         code: Of the type that ``sums`` are made in, which their values have.
         in_row: Whether a call goes through elements of one row, of which tables have one number.
@@ -110,6 +122,8 @@ class Reduction:
     tables: tuple[str, ...] = ()
     code: str = "F64"
     in_row: bool = False
+
+    __hash__ = _hash_once
 
 
 @dataclass

@@ -19,6 +19,7 @@ from shardmerge.engine import (
     chance_turns,
     chances,
     choice_text,
+    counting,
     heap_text,
     mersenne,
     native,
@@ -31,7 +32,6 @@ from shardmerge.engine import (
     row_ranks,
     row_steps,
 )
-from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.passes import RAISED, RAISED_SINGLE
 from shardmerge.methods.program import Program, Reduction
 
@@ -39,6 +39,8 @@ TRIPLE = "aarch64-unknown-linux-gnu"
 #: The architecture's least, and one with more.
 PROCESSORS = ("generic", "neoverse-n1")
 COUNT = 4096
+#: Of keys that are kept.
+ROOM = COUNT + 32
 LEAVES = ("F16", "BF16", "F32")
 VALUES = (  # numbered from 3, after the leaves
     *(("sub", (0, 1)), ("round F16", (3,)), ("mul", (4, 0)), ("add", (5, 2)), ("fma", (6, 1, 0))),
@@ -56,6 +58,10 @@ CONSTANTS = (0.3, 1.7, 0x3C000000, 0.0, 1.0, RAISED, RAISED_SINGLE)
 POWERS = (("full F32", (6,)), ("add", (2, 3)), ("power", (4,)), ("times", (5, 0)))
 MASKS = (("gt", (0, 1)), ("lt", (2, 1)))
 KEYS = (("sub", (0, 1)), ("key", (3,)))
+IN_ROW = Reduction(
+    *(LEAVES[:2], (("row", (0, 0, 1)), ("times", (0, 2)), ("times", (3, 1))), (), "sums", (4, 2)),
+    *(("F32",), "F32", True),
+)
 MASKED = Program(LEAVES[:2], (("load", (0,)), ("select", (2, 0, 1))), 3, "F16", (), loads=("BIT",))
 
 
@@ -74,13 +80,16 @@ CASES: dict[str, tuple[Callable[[], str], int]] = {
         lambda: reductions._text(replace(reduction("sums", VALUES, 24, 9), code="F32"), 4),
         2 * COUNT,
     ),
+    "row": (lambda: reductions._text(IN_ROW, 4), 2 * COUNT),
     "counts": (lambda: reductions._text(reduction("counts", MASKS, 3, 4), 1), 8 * 32),
     "maxima": (lambda: reductions._text(reduction("maxima", WIDE, 4, 13), 1), 16 * 32),
     "keys": (lambda: reductions._text(reduction("keys", KEYS, 4), 1), 4 * ((1 << 18) + 32)),
-    "caught": (
-        lambda: reductions._text(reduction("caught", KEYS, 4, 4), 1),
-        4 * (64 + 4 * BLOCK + 2 * BLOCK // 32),
+    "caught": (lambda: reductions._text(reduction("caught", KEYS, 4, 4), 1), 4 * 2 * ROOM),
+    "marked": (
+        lambda: reductions._text(reduction("marked", KEYS, 4, 4), 1),
+        4 * (4 * ROOM + 2 * ROOM // 32),
     ),
+    "less": (counting.less_text, 8 * COUNT),
     "last sums": (lambda: row_calls.last_text("sums"), 16),
     "last single sums": (lambda: row_calls.last_text("sums", "F32"), 16),
     "last maxima": (lambda: row_calls.last_text("maxima"), 16),
@@ -166,22 +175,26 @@ BEHIND = 1 << 16
 LAST = ("last sums", "last single sums", "last maxima")
 #: What outputs hold, if not integers: any two NaNs are the same.
 FLOATS = {"half": "<f2", "sums": "<f8", "halved": "<f8", "rows": "<f4", "pairs": "<f4"}
-FLOATS |= {"lanes": "<f4", "numbers": "<f4", "maxima": "<f8", "single": "<f4"}
+FLOATS |= {"row": "<f4", "lanes": "<f4", "numbers": "<f4", "maxima": "<f8", "single": "<f4"}
 FLOATS |= dict.fromkeys(LAST, "<f8")
 #: Those whose elements do not all go into few sums get infinities and NaNs too.
-ANY = ("map", "half", "sums", "counts", "maxima", "keys", "caught")
+ANY = ("map", "half", "sums", "counts", "maxima", "keys", "caught", "marked")
 
+#: Of elements at a boundary.
+KEY = 0x3C000000
 #: What else they are told, if not one row: rows, a bracket, or where values are and numbers go.
 IN_ROWS = ("ranks", "quick", "choice", "told")
 #: Rows, and buckets or how often parts fall apart.
 MORE: dict[str, np.ndarray] = {"keys": np.array([0x3B000000, 10, 1 << 14, 0], "<i4")}
 MORE |= dict.fromkeys(("lanes", "numbers"), np.array([COUNT // 4, 1], "<i8"))
-MORE["caught"] = np.array([0, 0x3C000000, 1 << 22, 0, 0x3D000000, 1 << 23], "<i8")
+BRACKETS = (0, 0, 0x3C000000, 1 << 22), (0, 0, 0x3D000000, 1 << 23)
+MORE |= dict.fromkeys(("caught", "marked"), np.array([1, ROOM, *BRACKETS[0], *BRACKETS[1]], "<i8"))
+MORE["less"] = np.array([KEY], "<i8")
 MORE |= dict.fromkeys(IN_ROWS, np.array([4, 256], "<i8"))
 MORE |= dict.fromkeys(LAST, np.array([2, 1000, 1], "<i8"))
 
-#: Those that work on numbers of elements that are chosen, and the key of those at a boundary.
-CHOOSING, KEY = ("told numbers", "parts", "chosen"), 0x3C000000
+#: Those that work on numbers of elements that are chosen.
+CHOOSING = "told numbers", "parts", "chosen"
 PARTING = ("counted stops", "listed stops", "replaced stops")
 MORE |= dict.fromkeys(PARTING, np.array([0, KEY, COUNT], "<i8"))
 MORE |= {
@@ -239,6 +252,9 @@ def leaves_of(name: str) -> list[np.ndarray]:
         room = 4 * choice_text.room_of(COUNT // 4, 256)
         given = [one.view("u1") for one in (keys, numbers, most)]
         return [*given, *(np.zeros(size, "u1") for size in (COUNT, room))]
+    if name == "less":
+        keys = random.integers(KEY - 20, KEY + 20, COUNT, np.uint32)
+        return [keys.view("u1"), np.sort(random.integers(0, COUNT, COUNT)).astype("<i8").view("u1")]
     if name in ("states", "stream"):
         stretches = np.array([(0, 1, 30, 0), (0, 3, 0, 0), (0, 0, 33, 0)], "<i8")
         return [random.integers(0, 256, 2500, np.uint8), stretches.view("u1").reshape(-1)]

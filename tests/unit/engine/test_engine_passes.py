@@ -17,9 +17,10 @@ from helpers import kernel_cases, method_bytes
 from helpers.engine_cases import Models, call_of
 from shardmerge.algebra import expression as ex
 from shardmerge.base.numerics import FLOAT32
-from shardmerge.engine import caught, machine_code, native, reductions, tiles
+from shardmerge.engine import caught, machine_code, native, reductions, row_calls, tiles
 from shardmerge.engine.halves import halved_sum
 from shardmerge.engine.input_files import InputFiles
+from shardmerge.engine.native import array_code
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels import brackets
 from shardmerge.methods.kernels.blocks import tree_sum
@@ -34,8 +35,8 @@ from shardmerge.methods.kernels.brackets import (
     guess,
 )
 from shardmerge.methods.kernels.masks import BitMask
-from shardmerge.methods.passes import KeyBand, Ranks
-from shardmerge.methods.program import Reduction
+from shardmerge.methods.passes import GREATEST_KEY, KeyBand, Ranks
+from shardmerge.methods.program import LANES, Reduction
 from shardmerge.methods.registry import kernel_of
 from shardmerge.methods.symbolic import Given
 
@@ -83,6 +84,8 @@ class TestCaught:
         kept = caught.CaughtKeys([Bracket(0, key, 0, 1), Bracket(0, key + 1, 0, 9)])
 
         class Tiles:
+            is_one_piece = True
+
             def catch(self, found: np.ndarray, first: int, count: int, more: np.ndarray) -> None:
                 code.catch(found, [x.ctypes.data], count, (), more)
 
@@ -91,6 +94,69 @@ class TestCaught:
         (below, keys), (rest, none) = kept.found()
         assert keys.tolist() == [key] * 2 * inside
         assert (below, rest, len(none)) == (0, 2 * inside, 0)
+
+    @pytest.mark.parametrize("together", [True, False])
+    @pytest.mark.parametrize("marking", [0, 1000])
+    def test_tiles_are_told_apart(
+        self, monkeypatch: pytest.MonkeyPatch, together: bool, marking: int
+    ) -> None:
+        step, count = 96, 1000
+        monkeypatch.setattr(caught, "AHEAD", 3 * step)  # so that there is not room for all at first
+        x = np.random.default_rng(2).integers(0, 40, count + LANES).astype("<i4").view("<f4")
+        brackets = [Bracket(0, 5, 0, 30), Bracket(0, 38, 0, 1)]
+        kept = caught.CaughtKeys(brackets, marking, step)
+        code = reductions.native_reduction(
+            Reduction(("F32",), (("key", (0,)),), (), kept.kind, (1, 1))
+        )
+
+        class Tiles:
+            is_one_piece = together
+
+            def catch(self, found: np.ndarray, first: int, count: int, more: np.ndarray) -> None:
+                place = x.ctypes.data + 4 * first
+                code.catch(found, [place], count // int(more[0]), (), more)
+
+        for first in range(0, count, 3 * step):
+            kept.add(Tiles(), first, min(3 * step, count - first))
+        keys = x.view("<i4")[:count]
+        for (below, own), one in zip(kept.found(), brackets, strict=True):
+            assert below == np.count_nonzero(keys < one.low)
+            assert own.tolist() == keys[(keys >= one.low) & (keys < one.end)].tolist()
+        parts = np.split(keys, range(step, count, step))
+
+        def places(key: int, tile: int) -> np.ndarray:
+            return tile * step + np.flatnonzero(parts[tile] == key)
+
+        for key in (5, 6, 20, 34, 38):
+            at = np.flatnonzero(keys == key)
+            for number, place in enumerate(at.tolist()):
+                tile = place // step
+                assert kept.tile_of(0, key, number) == (tile, np.count_nonzero(at < tile * step))
+            band = KeyBand(key, GREATEST_KEY, (at[1], 1 << 62), (0, 1 << 62))
+            inside = (keys > key) | ((keys == key) & (np.arange(count) >= at[1]))
+            found = [own.sum() for own in np.split(inside, range(step, count, step))]
+            assert kept.counts(0, band, places).tolist() == found
+        if marking:
+            bits = np.unpackbits(kept.marks(0, band)(0, count), bitorder="little")
+            assert np.array_equal(bits[:count], inside)
+
+
+class TestLastOfRows:
+    @pytest.mark.parametrize("count", [1, 2, 3, 31, 32, 33, 352, 1001])
+    @pytest.mark.parametrize(("code", "kind"), [("F32", "<f4"), ("F64", "<f8")])
+    def test_are_brought_together_by_halves(self, count: int, code: str, kind: str) -> None:
+        values = np.random.default_rng(count).standard_normal((3, count + 5)).astype(kind)
+        expected = {"sums": halved_sum(values[:, :count]), "maxima": values[:, :count].max(axis=1)}
+        for how, numbers in expected.items():
+            x, found = values.copy(), np.zeros((3, 2))
+            last = array_code(row_calls.last_text, how, code)
+            last(found, [x], count, [3, count + 5, 2])
+            assert np.array_equal(found[:, 0], numbers)
+            assert np.array_equal(x[:, count:], values[:, count:])
+        x, found = values.copy(), np.zeros(3)
+        x[1, count // 2] = np.nan
+        array_code(row_calls.last_text, "maxima", code)(found, [x], count, [3, count + 5, 1])
+        assert np.isnan(found).tolist() == [False, True, False]
 
 
 class TestSumsOfColumns:
@@ -344,6 +410,29 @@ class TestBrackets:
         found = find_keys(ranks, looked)
         assert found == ordered[ranks].tolist()
         assert not passes
+
+    @pytest.mark.parametrize("spread", ["even", "few", "one", "skew", "odd"])
+    def test_keys_in_a_bracket_may_lie_anyhow(self, spread: str) -> None:
+        random, count = np.random.default_rng(4), 30_000
+        keys = {
+            "even": random.integers(0, 1 << 20, count),
+            "few": random.integers(0, 7, count) * 149_000,
+            "one": np.full(count, 77),
+            "skew": (random.random(count) ** 40 * (1 << 20)).astype(np.int64),
+            "odd": np.where(random.random(count) < 0.5, 3, (1 << 20) - 1),
+        }[spread].astype(np.int32)
+        ordered = np.sort(keys)
+        for place in (0, 1, count // 3, count // 2, count - 2, count - 1):
+            found = brackets._among(Bracket(0, 0, 0, 1 << 20), 5 + place, 5, keys)
+            key = int(ordered[place])
+            equal = np.count_nonzero(keys == key)
+            assert found == Statistic(key, 5 + np.count_nonzero(keys < key), equal)
+
+    @pytest.mark.parametrize("length", [8, 2040, 4096, 100])
+    def test_masks_are_counted_row_by_row(self, length: int) -> None:
+        mask = np.random.default_rng(1).random((3, length)) < 0.7
+        mask[1] = True
+        assert brackets._counted(mask).tolist() == np.count_nonzero(mask, axis=1).tolist()
 
     def test_brackets_of_large_tensors_have_a_part_for_each_key(self) -> None:
         sample = np.sort(self.VALUES[:8192].view(np.int32)).reshape(32, -1)
