@@ -25,6 +25,7 @@ from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.brackets import (
     Bracket,
     KeyPasses,
+    among_all,
     find_bands,
     find_keys,
     in_parts,
@@ -302,6 +303,12 @@ class RankPasses(RowPasses):
                 sampled[:] = bits.reshape(len(bits), _RUNS, -1).view(np.int32)
             return sampled[k]
 
+        def all_caught(brackets: Sequence[Bracket], _: int) -> list[tuple[int, np.ndarray]]:
+            keys = self._key_bits(call, function).bits(0, count).view(np.int32)
+            return [among_all(keys[one.value], one) for one in brackets]
+
+        if count <= BLOCK:
+            return KeyPasses(count, 32, counted, caught=all_caught)
         if count < _SAMPLED:
             return KeyPasses(count, 32, counted)
         return KeyPasses(count, 32, counted, sample, caught)

@@ -26,7 +26,7 @@ from shardmerge.base.numerics import FLOAT32
 from shardmerge.base.safetensors import read_header
 from shardmerge.check import kernels, recorded
 from shardmerge.check.shard import check_shard
-from shardmerge.engine import native, passes, tiles
+from shardmerge.engine import native, rank_passes, tiles
 from shardmerge.engine.call_tiles import to_text
 from shardmerge.methods.registry import method
 
@@ -118,7 +118,8 @@ class TestRecorded:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """No threshold is searched for, and few tiles are added up."""
-        monkeypatch.setattr(passes.ReducedTiles, "brackets", None)
+        for name in ("find_bands", "find_keys"):
+            monkeypatch.setattr(rank_passes, name, None)
         monkeypatch.setattr(recorded, "spread_tiles", lambda name, number: [0])
         found = self.check(built)
         assert found["not_sampled"] == [] and found["undecided"] == 0

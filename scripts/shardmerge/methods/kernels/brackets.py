@@ -270,6 +270,12 @@ def _likely(
     return likely, round(inside * count)
 
 
+def among_all(keys: np.ndarray, bracket: Bracket) -> tuple[int, np.ndarray]:
+    """Return how many keys of a value lie below a bracket, and those that lie in it."""
+    below = int(np.count_nonzero(keys < bracket.low))
+    return below, keys[(keys >= bracket.low) & (keys < bracket.end)]
+
+
 def _among(bracket: Bracket, rank: int, below: int, keys: np.ndarray) -> Statistic | None:
     """Return the element of a rank that is among the keys in a bracket, None if it is not.
 
