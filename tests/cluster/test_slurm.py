@@ -87,8 +87,8 @@ class TestGpus:
             {
                 "name": NAME,
                 "merge_method": "iso_c",  # which a card computes faster
-                "base_model": BASE,
-                "models": [{"model": RECIPIENT}, {"model": FINETUNED}],
+                "base_model": RECIPIENT,
+                "models": [{"model": BASE}, {"model": FINETUNED}],
                 "dtype": "float16",
             }
         )
