@@ -53,8 +53,8 @@ exit_on_user_error(check_path)(str(SCRIPTS), "the workflow's folder")
 DEPLOYED = snakemake_internals.is_deployed(workflow)
 ON_GPU = SETTINGS["device"] != "cpu"
 HEAD = snakemake_internals.is_main_process(workflow)
-# Merges and checks on this machine share a process that has all modules loaded.
-SHARED = HEAD and not (DEPLOYED or ON_GPU)
+# Merges and checks on this machine share a process that has all modules loaded; it opens no card.
+SHARED = HEAD and not DEPLOYED
 LOCAL = not snakemake_internals.is_on_cluster(workflow)
 DRY = snakemake_internals.is_dry_run(workflow)
 REPORTS = snakemake_internals.is_report()

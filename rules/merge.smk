@@ -26,7 +26,7 @@ rule merge_shard:
         mem_mb=lambda w, attempt: megabytes(job_of(w).memory) * attempt,
         disk_mb=lambda w: megabytes(job_of(w).bytes_written),
         runtime=lambda w, attempt: shard_minutes(job_of(w), attempt),
-        gpu=int(ON_GPU),
+        gpu=lambda w: int(job_of(w).card),
     params:
         spec=lambda w: job_of(w).digest,
         inputs=lambda w, input: listed(sources=input.sources, deltas=input.deltas),

@@ -8,14 +8,12 @@ from shardmerge.run.worker import start_job
 def main() -> None:
     # not before a job is known to run here
     import argparse
-    from functools import partial
     from pathlib import Path
 
     from shardmerge.base.files import write_json
     from shardmerge.base.identities import Identities
     from shardmerge.base.malloc import keep_freed_memory
     from shardmerge.engine import build_shard
-    from shardmerge.engine.tasks import needs_torch
     from shardmerge.engine.watch import Watch
     from shardmerge.plan.files import IDENTITIES
     from shardmerge.plan.records import recorded_tensors
@@ -37,8 +35,7 @@ def main() -> None:
     parser.add_argument("--link", default="clone", choices=("clone", "copy", "hard"))
     args = parse_args(parser)
 
-    uses_torch = partial(needs_torch, device=args.device)
-    job = shard_inputs(args.spec, args.sources, args.deltas, uses_torch=uses_torch)
+    job = shard_inputs(args.spec, args.sources, args.deltas)
     keep_freed_memory()
     waited = claim(args.output, args.record)
     if waited and is_made(args.output, args.record, args.spec):

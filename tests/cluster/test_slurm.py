@@ -9,12 +9,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from heads import Head, Held
 from loopback import Cluster
 from test_whole import NAME as DEMO
 from test_whole import demo
 
-from helpers.workflow import NAME, Project, sha256
+from helpers.workflow import BASE, FINETUNED, NAME, RECIPIENT, Project, sha256
 from shardmerge.base import claims
 
 pytestmark = pytest.mark.slurm
@@ -82,9 +83,18 @@ class TestLimits:
 class TestGpus:
     def test_two_jobs_see_a_card_each(self, cluster: Cluster, tmp_path: Path) -> None:
         """There is no card: the jobs get as far as saying so."""
-        project = Project.create(tmp_path / "project")
+        recipe = yaml.safe_dump(
+            {
+                "name": NAME,
+                "merge_method": "iso_c",  # which a card computes faster
+                "base_model": RECIPIENT,
+                "models": [{"model": BASE}, {"model": FINETUNED}],
+                "dtype": "float16",
+            }
+        )
+        project = Project.create(tmp_path / "project", recipe)
         project.configure(device="cuda")
-        names = [f"model-0000{i}-of-00005" for i in (3, 4)]  # merged, not only copied
+        names = [f"model-0000{i}-of-00005" for i in (3, 4)]
         shards = [f"results/{NAME}/model/{name}.safetensors" for name in names]
         with Held(project, *names) as held:
             only = "merge_shard:slurm_extra='--nodelist=n2'"

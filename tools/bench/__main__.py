@@ -34,6 +34,10 @@ def main() -> None:
     parser.add_argument(
         "--alone", action="store_true", help="measure methods without what they are compared with"
     )
+    parser.add_argument("--cores", type=int, default=2, help="that builds by methods may use")
+    parser.add_argument(
+        "--device", default="cpu", help="an accelerator that methods are measured on besides"
+    )
     parser.add_argument("--results", type=Path, default=DOCS / "performance.json")
     parser.add_argument("--page", type=Path, default=DOCS / "performance.md")
     args = parser.parse_args()
@@ -63,16 +67,24 @@ def main() -> None:
 
 
 def _methods(args: argparse.Namespace, results: dict[str, Any], work: Path) -> None:
-    """Measure methods, each size a table, and draw them; go on where an earlier run ended."""
-    measured = results.setdefault("methods", {})
+    """Measure methods, each size a table, and draw them; go on where an earlier run ended.
+
+    What is measured with an accelerator is another machine's: it is kept apart and not drawn.
+    """
+    place = methods.Place(args.cores, args.device)
+    on_card = place.device != "cpu"
+    measured = results.setdefault(f"methods on {place.device}" if on_card else "methods", {})
     how = args.slow_pairs, args.alone
     seconds = methods.estimate(args.size, args.methods, args.pairs, measured, *how)
     say(f"about {seconds / 3600:.1f} hours, by what such runs took elsewhere")
     for size in args.size:
         rows = measured.setdefault(size, {})
         keep = partial(write_json, args.results, results)
-        methods.compare(work / size, size, args.methods, args.pairs, rows, keep, say, *how)
-        print(f"\n{size}:\n\n{methods.methods_table(rows)}", flush=True)
+        methods.compare(work / size, size, args.methods, args.pairs, rows, keep, say, *how, place)
+        shown = methods.card_table(rows, place) if on_card else methods.methods_table(rows)
+        print(f"\n{size}:\n\n{shown}", flush=True)
+    if on_card:
+        return
     methods.draw(measured, args.results.with_name("methods.svg"))
     text = args.page.read_text(encoding="utf-8")
     write_text(args.page, page.with_figures(text, results))

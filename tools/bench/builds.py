@@ -110,8 +110,8 @@ def compare(
     return rows
 
 
-def measure(folder: Path, contestant: Contestant) -> Figures:
-    """Run a command; return its figures.
+def measure(folder: Path, contestant: Contestant, cores: int = 2) -> Figures:
+    """Run a command on so many cores; return its figures.
 
     ``seconds`` is from its start to the last byte of its output, ``exit`` to its end, ``peak_mb``
     the largest resident set of any of its processes; of shardmerge also what its merge jobs took
@@ -120,7 +120,7 @@ def measure(folder: Path, contestant: Contestant) -> Figures:
     for path in contestant.leaves:
         shutil.rmtree(folder / path, ignore_errors=True)
         (folder / path).unlink(missing_ok=True)
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(cores)}
     start = time.time()
     done = subprocess.run(
         [sys.executable, "-c", _TIMED, *contestant.command],

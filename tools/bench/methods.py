@@ -9,6 +9,7 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ _VALUES = {"weight": 0.5, "density": 0.5, "epsilon": 0.1, "t": 0.4, "select_topk
 #: Contestants.
 OURS, OURS_AS_THEIRS = "shardmerge", "shardmerge, mergekit's numerics"
 MERGEKIT, START = "mergekit-yaml", "mergekit-yaml --help"
+#: What an accelerator is compared with besides.
+MERGEKIT_CARD = "mergekit-yaml --cuda"
 #: What no merge job can be faster than.
 BOUND = "reading, hashing and writing alone"
 #: The method that others are compared with, of as many sources as some take.
@@ -36,6 +39,24 @@ _A_MINUTE = 60.0
 _START, _A_GIGABYTE = 8.0, {OURS: 10.0, OURS_AS_THEIRS: 20.0, MERGEKIT: 60.0}
 #: Of each method and contestant its runs.
 Measured = dict[str, dict[str, list[Figures]]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where builds are measured.
+
+    Args:
+        cores: That a build may use.
+        device: An accelerator that is measured beside the processor, as configurations name it.
+    """
+
+    cores: int = 2
+    device: str = "cpu"
+
+    @property
+    def on_card(self) -> str:
+        """The contestant that computes on the accelerator."""
+        return f"{OURS}, {self.device}"
 
 
 def measurable() -> list[str]:
@@ -78,7 +99,7 @@ def recipe(name: str) -> dict[str, Any]:
     return found | ({"parameters": shared} if shared else {})
 
 
-def prepare(folder: Path, size: str, name: str) -> dict[str, Contestant]:
+def prepare(folder: Path, size: str, name: str, place: Place = Place()) -> dict[str, Contestant]:
     """Write the models and a method's recipe, if they are not there; return what is compared."""
     config = json.loads((ROOT / "resources/demo/miqu-tiny/config.json").read_text())
     for seed, model in enumerate(MODELS):
@@ -88,15 +109,22 @@ def prepare(folder: Path, size: str, name: str) -> dict[str, Contestant]:
     known = in_mergekit(_declared(name).name)
     (folder / f"{name}.yaml").write_text(text)
     found: dict[str, Contestant] = {}
-    for label, numerics in _NUMERICS.items():
-        settings = {"recipes": [f"{name}.yaml"], "benchmark": {"tasks": []}, "numerics": numerics}
+    options = {label: {"numerics": numerics} for label, numerics in _NUMERICS.items()}
+    on_card = place.device != "cpu"
+    if on_card or not known:
+        del options[OURS_AS_THEIRS]
+    if on_card:
+        options[place.on_card] = {"device": place.device}
+    for number, (label, changed) in enumerate(options.items()):
+        settings = {"recipes": [f"{name}.yaml"], "benchmark": {"tasks": []}, **changed}
         settings["sources"] = {model: model for model in MODELS}
-        (folder / f"{name}-{numerics}.json").write_text(json.dumps(settings))
+        (folder / f"{name}-{number}.json").write_text(json.dumps(settings))
         snakemake = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "models"]
-        snakemake += ["--cores", "2", "--quiet", "all", "--configfile", f"{name}-{numerics}.json"]
+        snakemake += ["--cores", str(place.cores), "--quiet", "all"]
         left = ("results", ".snakemake", "logs", "benchmarks", ".shardmerge", f"{name}.lock.json")
-        if label == OURS or known:
-            found[label] = Contestant(snakemake, "results", left)
+        found[label] = Contestant(
+            [*snakemake, "--configfile", f"{name}-{number}.json"], "results", left
+        )
     sources = [str(folder / model) for model in MODELS[: models_of(name)]]
     bound = [sys.executable, str(ROOT / "tools/bench/bound.py"), "bound", *sources]
     found[BOUND] = Contestant(bound, "bound", ("bound",))
@@ -104,7 +132,10 @@ def prepare(folder: Path, size: str, name: str) -> dict[str, Contestant]:
     if tool.exists() and known:
         command = [str(tool), f"{name}.yaml", "merged", "--quiet", "--no-copy-tokenizer"]
         command += ["--no-write-model-card", "--async-write", "--write-threads", "2"]
-        found[MERGEKIT] = Contestant([*command, "--num-threads", "2"], "merged", ("merged",))
+        threads = ["--num-threads", str(place.cores)]
+        label = MERGEKIT_CARD if on_card else MERGEKIT
+        more = [*threads, "--cuda"] if on_card else threads
+        found[label] = Contestant([*command, *more], "merged", ("merged",))
         found[START] = Contestant([str(tool), "--help"], None, ())
     return found
 
@@ -119,6 +150,7 @@ def compare(
     say: Callable[[str], None],
     slow: int | None = None,
     alone: bool = False,
+    place: Place = Place(),
 ) -> None:
     """Build with each method, all contestants in turn; what is measured already is not run again.
 
@@ -132,18 +164,20 @@ def compare(
         say: Takes a line for the user.
         slow: How many runs of a contestant that takes over a minute; as many as of others if None.
         alone: Whether only builds in our own numerics are measured, and what bounds them.
+        place: Where.
     """
     for name in names or measurable():
         found = rows.setdefault(name, {})
-        contestants = prepare(folder, size, name)
+        contestants = prepare(folder, size, name, place)
         if alone:
-            contestants = {label: contestants[label] for label in (OURS, BOUND)}
+            kept = (OURS, place.on_card, BOUND)
+            contestants = {label: one for label, one in contestants.items() if label in kept}
         for turn in range(runs):
             for label, contestant in contestants.items():
                 done = found.setdefault(label, [])
                 if len(done) <= turn and not (_is_slow(done) and turn >= (slow or runs)):
                     warm(folder / model for model in MODELS)
-                    done.append(measure(folder, contestant))
+                    done.append(measure(folder, contestant, place.cores))
                     keep()
         say(" | ".join(_row(name, rows)))
 
@@ -217,6 +251,22 @@ def _row(name: str, rows: Mapping[str, Mapping[str, Sequence[Figures]]]) -> list
     row += [", ".join(str(len(found[label])) for label in found if label not in (START, BOUND))]
     pairs = ((theirs, whole), (theirs, as_whole), (work, merge), (work, as_merge), (whole, linear))
     return row + [_number(_ratio(one, other)) for one, other in pairs]
+
+
+def card_table(rows: Mapping[str, Mapping[str, Sequence[Figures]]], place: Place) -> str:
+    """Return a table of medians in seconds: the processor, an accelerator, mergekit on it."""
+    head = ["Method", "Sources", "Cores: build, s", "merge jobs, s"]
+    head += [f"`device: {place.device}`: build, s", "merge jobs, s", f"`{MERGEKIT_CARD}`, s"]
+    columns = [(OURS, "seconds"), (OURS, "merge")]
+    columns += [(place.on_card, "seconds"), (place.on_card, "merge"), (MERGEKIT_CARD, "seconds")]
+    found = []
+    for name, own in rows.items():
+        medians = (
+            statistics.median(figures[key] for figures in own[label]) if own.get(label) else None
+            for label, key in columns
+        )
+        found.append([f"`{name}`", str(models_of(name)), *map(_number, medians)])
+    return table(head, found)
 
 
 def _ratio(one: float | None, other: float | None) -> float | None:

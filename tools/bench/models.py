@@ -82,6 +82,7 @@ SIZES = {
     "2GB": Size(22, 2048, 5632, 32000, 5),
     "6GB": Size(26, 3200, 8640, 32000, 10),
     "13GB": Size(32, 4096, 11008, 32000, 14),
+    "70B-layers": Size(2, 8192, 28672, 32000, 4, 1024),
 }
 #: What plans are measured on.
 LARGE = {
@@ -154,7 +155,7 @@ def make_model(folder: Path, size: Size, config: Mapping[str, object], seed: int
     heads = size.hidden // 64
     sizes = {"hidden_size": size.hidden, "intermediate_size": size.intermediate}
     sizes |= {"num_hidden_layers": size.layers, "vocab_size": size.vocabulary, "head_dim": 64}
-    sizes |= {"num_attention_heads": heads, "num_key_value_heads": heads}
+    sizes |= {"num_attention_heads": heads, "num_key_value_heads": (size.kv or size.hidden) // 64}
     (folder / "config.json").write_text(json.dumps({**config, **sizes}, indent=2) + "\n")
     block = (np.random.default_rng(seed).standard_normal(1 << 20) * 0.02).astype(np.float16)
     names, files, weight_map = list(size.shapes), size.files, {}

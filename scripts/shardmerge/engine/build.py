@@ -47,7 +47,7 @@ def build_shard(
         deltas: Files of stored task vectors (tensors named by ``spec.delta_name``), used where
             they hold one of the specification; all others are computed in passing.
         threads: Compute threads; they change the time, never a bit.
-        device: Where is computed, ``cpu``, ``cuda`` or ``cuda:N``.
+        device: Where is computed what native code does not: ``cpu``, ``cuda`` or ``cuda:N``.
         link: How a shard that equals a source file is made: sharing its blocks where the file
             system can (``clone``, else a copy), by ``copy``, or as a second name (``hard``).
         progress: Called with bytes done and bytes in all, from this thread.

@@ -62,19 +62,32 @@ def host_buffer(length: int, *, tensor: bool, pinned: bool = False) -> HostBuffe
     return HostBuffer(memoryview(pages), address, torch.frombuffer(pages, dtype=torch.uint8))
 
 
-def check_device(device: str) -> None:
-    """Show that a device can be used.
+def number_of(device: str) -> int | None:
+    """Return which of the cards that torch sees a device is, from 0; None for the processor.
 
     Args:
-        device: ``cpu``, ``cuda`` (the first card that torch sees) or ``cuda:N``, N from 0.
+        device: ``cpu``, ``cuda`` (the first card) or ``cuda:N``, N from 0.
 
     Raises:
-        UserError: If it is unknown or not there.
+        UserError: If it is unknown.
     """
     form = re.fullmatch(r"cpu|cuda(?::([0-9]{1,2}))?", device, re.ASCII)
     if not form:
         raise UserError(f"unknown device {device!r}", "device", "Known here: cpu, cuda, cuda:N.")
-    if device == "cpu":
+    return None if device == "cpu" else int(form[1] or 0)
+
+
+def check_device(device: str) -> None:
+    """Show that a device can be used.
+
+    Args:
+        device: As of ``number_of``.
+
+    Raises:
+        UserError: If it is unknown or not there.
+    """
+    number = number_of(device)
+    if number is None:
         return
     import torch
 
@@ -83,7 +96,7 @@ def check_device(device: str) -> None:
         raise UserError(
             "torch finds no CUDA device", "device", "Write `device: cpu` in the configuration."
         )
-    if int(form[1] or 0) >= seen:
+    if number >= seen:
         raise UserError(
             f"torch sees no device {device!r}, but {seen} from cuda:0 on",
             "device",

@@ -22,7 +22,7 @@ from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.arranging import arranging_bytes
 from shardmerge.engine.decoding import decoding_bytes
-from shardmerge.engine.tasks import TensorTask
+from shardmerge.engine.tasks import TensorTask, uses_card
 from shardmerge.methods.program import LANES
 from shardmerge.methods.registry import workspace_elements
 
@@ -93,7 +93,8 @@ def workspace_bytes(tasks: Sequence[TensorTask], device: str = "cpu") -> int:
 
     Args:
         tasks: Of a shard's tensors.
-        device: ``cpu``, ``cuda`` or ``cuda:N``; on a card whole tensors lie in its memory too.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; of what a card computes, whole tensors lie in its
+            memory too.
     """
     whole = max((_held_peak(task.leaves.held, task.numerics) for task in tasks), default=0)
     chosen = max((choosing_bytes(one, t.numerics) for t in tasks for one in t.calls), default=0)
@@ -102,7 +103,7 @@ def workspace_bytes(tasks: Sequence[TensorTask], device: str = "cpu") -> int:
     decoding = 2 * max((_decoding(task) for task in tasks), default=0)
     between = max((held_bytes(task, TUNING.held) for task in tasks), default=0)
     held = TUNING.lanes * factors + whole + chosen + decoding + between
-    return STREAMING_BYTES + held + (CUDA_BYTES if device != "cpu" else 0)
+    return STREAMING_BYTES + held + (CUDA_BYTES if uses_card(tasks, device) else 0)
 
 
 def held_bytes(task: TensorTask, most: int) -> int:

@@ -11,16 +11,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shardmerge.algebra import expression as ex
+from shardmerge.base.errors import UserError
 from shardmerge.base.hashing import bound_hash, quick_hasher
 from shardmerge.base.safetensors import parse_header
-from shardmerge.engine.device import Cuda, Host, Slot, check_device, host_buffer
+from shardmerge.engine.device import Cuda, Host, Slot, check_device, host_buffer, number_of
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.layout import Layout, Window, choose_windows
 from shardmerge.engine.memory import TUNING, block_length, held_bytes
 from shardmerge.engine.output import OutputFile
 from shardmerge.engine.pipeline import Pipeline
 from shardmerge.engine.record import Tally
-from shardmerge.engine.tasks import TensorTask, needs_torch
+from shardmerge.engine.tasks import TensorTask, needs_torch, uses_card
 from shardmerge.engine.witness import Witness
 
 if TYPE_CHECKING:
@@ -42,11 +43,11 @@ class Stream:
         layout: Of the output.
         tally: Where time and bytes are counted.
         threads: Compute threads that are asked for.
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        device: ``cpu``, ``cuda`` or ``cuda:N``, for what native code does not compute.
         progress: Called with bytes done and bytes in all.
 
     Raises:
-        UserError: If the device is not there.
+        UserError: If the device is unknown, or needed and not there.
     """
 
     def __init__(
@@ -60,8 +61,12 @@ class Stream:
         progress: Progress | None = None,
     ) -> None:
         self.tasks, self.files, self.layout, self.tally = tasks, files, layout, tally
-        self._device, self._progress = device, progress
-        self._cuda = device != "cpu"
+        self._progress = progress
+        self._native = _native(tasks, layout.computed)
+        left = [tasks[one] for one in layout.computed if one not in self._native]
+        self._torch = bool(left)
+        self._device = _device_for(left, device)
+        self._cuda = self._device != "cpu"
         # a device needs two lanes to copy and compute at once
         self._lanes = min(max(threads, 2 if self._cuda else 1), TUNING.lanes)
         self._hash, self._quick = hashlib.sha256(), quick_hasher()
@@ -69,10 +74,6 @@ class Stream:
         self._done = 0
         self._file: OutputFile | None = None
         self._windows: Sequence[Window] = ()
-        if layout.computed:
-            check_device(device)
-        self._native = frozenset() if self._cuda else _native(tasks, layout.computed)
-        self._torch = not self._native.issuperset(layout.computed)
         sizes = {one: held_bytes(tasks[one], TUNING.held) for one in self._native}
         self._held = {one: size for one, size in sizes.items() if size}
 
@@ -81,14 +82,14 @@ class Stream:
         with contextlib.ExitStack() as stack:
             with self.tally.timed("start"):
                 tuning = TUNING
-                if self._cuda and self.layout.computed:
+                if self._cuda:
                     tuning = replace(TUNING, buffers=TUNING.device_buffers)
                 # windows of one size, whatever is held
                 length, arena, self._windows = choose_windows(self.layout, tuning)
                 if self._held:
                     self._windows = list(self._without_held().windows(length))
                 compute, stop = [_nothing], _nothing
-                if self._torch or needs_torch(self.tasks, self._device):
+                if self._torch or needs_torch(self.tasks):
                     stack.enter_context(_one_torch_thread())
                 if self._torch:
                     stack.enter_context(_current(self._device))
@@ -116,7 +117,7 @@ class Stream:
         return self._tensors.finish(_nothing)
 
     def _make_slots(self, length: int, arena: int) -> list[Slot]:
-        tensor, pinned = self._torch, self._torch and self._cuda
+        tensor, pinned = self._torch, self._cuda
         return [
             Slot(*(host_buffer(size, tensor=tensor, pinned=pinned) for size in (length, arena)))
             for _ in range(min(TUNING.slots, len(self._windows)))
@@ -261,6 +262,23 @@ def _one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _device_for(tasks: Sequence[TensorTask], device: str) -> str:
+    """Return where torch computes some tensors.
+
+    Raises:
+        UserError: If it is unknown, or needed and not there.
+    """
+    if number_of(device) is None or not tasks:
+        return "cpu"
+    try:
+        check_device(device)
+    except UserError:
+        if uses_card(tasks, device):
+            raise
+        return "cpu"  # there is no native code, and so no card was asked for
+    return device
 
 
 def _native(tasks: Sequence[TensorTask], tensors: Sequence[int]) -> frozenset[int]:

@@ -112,21 +112,33 @@ def make_task(tensor: OutputTensor, stored: Collection[ex.Delta], numerics: Nume
     return TensorTask(tensor, expression, kind, *found, numerics)
 
 
-def needs_torch(tasks: Sequence[TensorTask], device: str = "cpu") -> bool:
+def needs_torch(tasks: Sequence[TensorTask]) -> bool:
     """Whether a job imports torch, where there is native code.
 
     It does for a tensor that is neither a copy nor what native code computes, and where what a
     method's passes end with is found by torch.
+    """
+    return any(
+        _by_torch(task) or any(call_needs_torch(call, task.numerics) for call in task.calls)
+        for task in tasks
+    )
+
+
+def uses_card(tasks: Sequence[TensorTask], device: str) -> bool:
+    """Whether a job computes on an accelerator, where there is native code.
+
+    What native code computes stays on the processor: one core takes less time for it than a job
+    takes to open a card and to bring the bytes there and back.
 
     Args:
         tasks: Of the job's tensors.
-        device: Where is computed: native code is for ``cpu`` alone.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
     """
-    others = ("copy", "native") if device == "cpu" else ("copy",)
-    return any(
-        task.kind not in others or any(call_needs_torch(call, task.numerics) for call in task.calls)
-        for task in tasks
-    )
+    return device != "cpu" and any(_by_torch(task) for task in tasks)
+
+
+def _by_torch(task: TensorTask) -> bool:
+    return task.kind not in ("copy", "native")
 
 
 def call_needs_torch(call: ex.Call, numerics: Numerics) -> bool:

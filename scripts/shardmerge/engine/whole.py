@@ -41,7 +41,7 @@ from shardmerge.engine.record import Tally
 from shardmerge.engine.row_sums import RowSummer
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.execute import answered
+from shardmerge.methods.kernels.execute import answered, quotient
 from shardmerge.methods.kernels.torch_order import torch_sums
 from shardmerge.methods.kernels.torch_rows import ColumnSums
 from shardmerge.methods.passes import Map, TorchSums, end_of
@@ -186,7 +186,9 @@ class Maker:
         count, *row = mean.operand.shape
         width = math.prod(row)
         if not mean_streams(mean, self._numerics):
-            return self._value(mean.operand, None).view(count, width).mean(dim=0)
+            rows = self._value(mean.operand, None).view(count, width)
+            # a card would add them up in another order
+            return rows.cpu().mean(dim=0).to(self._buffers.device)
         if not self._numerics.own_order:
             return self._torch_mean(mean, count, width)
         total = torch.zeros(width, dtype=torch.float64, device=self._buffers.device)
@@ -199,7 +201,7 @@ class Maker:
                 part = values[place : place + width - column]
                 total[column : column + len(part)] += part
                 place += len(part)
-        return (total / count).to(torch_dtype(sum_dtype(mean)))
+        return quotient(total, count).to(torch_dtype(sum_dtype(mean)))
 
     def _torch_mean(self, mean: ex.Mean, count: int, width: int) -> torch.Tensor:
         """Return the mean of rows that pass by, as torch makes it of all."""
@@ -229,11 +231,13 @@ class Maker:
         kernel, _ = kernel_of(call.method, self._numerics)
         dtype = torch_dtype(sum_dtype(call)) if self._numerics.rounds_once else None
         tensors = [self._value(one, dtype).reshape(one.shape) for one in call.inputs]
+        if not self._numerics.own_order:  # mergekit's bits are those of a processor
+            tensors = [tensor.cpu() for tensor in tensors]
         with torch.no_grad():
             if is_probed(call):
                 result = self._probed(call, tensors)
             else:
-                make = make_natively if self._place.device == "cpu" else None
+                make = make_natively if tensors[0].device.type == "cpu" else None
                 result = kernel(replace(group_of(call, tensors), make_whole=make))
         if result.numel() != ex.elements(call):
             raise UserError(
@@ -241,7 +245,7 @@ class Maker:
                 f"{list(call.shape)}",
                 f"tensor {self._name!r}",
             )
-        return result.contiguous().view(-1)
+        return result.contiguous().view(-1).to(self._buffers.device)
 
     def _probed(self, call: ex.Call, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         """Compute a call, and record what its check verifies."""

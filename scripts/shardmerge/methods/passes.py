@@ -28,6 +28,12 @@ class Elements(Protocol):
     def full(self, number: float) -> ElementValue:
         """Return a number for every element."""
 
+    def quotient(self, value: ElementValue, number: float) -> ElementValue:
+        """Return a value divided by a number, rounded once, in the value's type.
+
+        Values alone have the operator: on a card torch makes a product with the reciprocal of it.
+        """
+
     def where(
         self, mask: ElementValue, yes: ElementValue | float, no: ElementValue | float
     ) -> ElementValue:

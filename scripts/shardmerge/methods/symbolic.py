@@ -63,7 +63,13 @@ class StepValue:
     def __mul__(self, other: StepValue | float) -> StepValue:
         return self._step("times", other)
 
-    def __truediv__(self, other: StepValue | float) -> StepValue:
+    def __truediv__(self, other: StepValue) -> StepValue:
+        if not isinstance(other, StepValue):
+            raise TypeError("a number divides by Elements.quotient")
+        return self.over(other)
+
+    def over(self, other: StepValue | float) -> StepValue:
+        """Return the value divided by another, or by a number."""
         number = other.constant() if isinstance(other, StepValue) else other
         if number is not None and self.dtype != "F64":
             # a product is made in less time, and is the same where the reciprocal is exact
@@ -223,6 +229,9 @@ class SymbolicElements:
         value = self.writer.full(nearest(number, self._dtype), "F32")
         self.writer.dtypes[value] = self._dtype
         return StepValue(self.writer, value)
+
+    def quotient(self, value: StepValue, number: float) -> StepValue:
+        return value.over(number)
 
     def where(self, mask: StepValue, yes: StepValue | float, no: StepValue | float) -> StepValue:
         pair = [one if isinstance(one, StepValue) else self.full(one) for one in (yes, no)]

@@ -36,6 +36,7 @@ class ShardJob:
         memory: Bytes that it needs at most.
         check_memory: Bytes that the check of the file needs at most.
         torch: Whether the job or the check of its file imports torch.
+        card: Whether the job computes on an accelerator.
     """
 
     output: str
@@ -47,6 +48,7 @@ class ShardJob:
     memory: int
     check_memory: int
     torch: bool
+    card: bool
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from shardmerge.compose.composer import Composer
 from shardmerge.compose.made_sources import FileKey, MadeSource
 from shardmerge.compose.tokenizer_files import tokenizer_files
 from shardmerge.engine.memory import workspace_bytes
-from shardmerge.engine.tasks import make_tasks, needs_torch
+from shardmerge.engine.tasks import make_tasks, needs_torch, uses_card
 from shardmerge.plan.adapters import plan_adapter
 from shardmerge.plan.describe import (
     copied_files,
@@ -325,7 +325,7 @@ class _Planner:
         else:  # no tensor is read for two
             size = sum([alike(t.expression, bytes_of_leaves) for t in tensors])
         self.read |= set(files)
-        tasks = make_tasks(_kinds(spec, delta_path), delta_path)
+        tasks, device = make_tasks(_kinds(spec, delta_path), delta_path), self.settings["device"]
         return ShardJob(
             output=output,
             digest=name,
@@ -333,9 +333,10 @@ class _Planner:
             deltas=deltas,
             bytes_read=size,
             bytes_written=sum([bytes_of(t.dtype, t.shape) for t in tensors]),
-            memory=workspace_bytes(tasks, self.settings["device"]),
+            memory=workspace_bytes(tasks, device),
             check_memory=check_bytes(tasks),
-            torch=needs_torch(tasks, self.settings["device"]) or check_needs_torch(tasks),
+            torch=needs_torch(tasks) or check_needs_torch(tasks),
+            card=uses_card(tasks, device),
         )
 
     def _update_job(

@@ -16,13 +16,25 @@ from helpers.library_cases import decomposed, measured
 from helpers.told_shard import Told
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import samples
+from shardmerge.base.numerics import FLOAT32, MERGEKIT
 from shardmerge.check import kernels
 from shardmerge.check.shard import check_shard
+from shardmerge.engine import native
+from shardmerge.methods.registry import in_mergekit, method, methods
+
+#: Methods that a library decides the bits of have none to compare.
+IN_MERGEKIT = [m.name for m in methods() if in_mergekit(m.name) and not m.bounds]
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def without_native_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the card compute what native code does where there is any."""
+    monkeypatch.setattr(native, "is_usable", lambda: False)
 
 
 class TestCuda:
@@ -39,6 +51,30 @@ class TestCuda:
         found = method_bytes.by_the_engine(tmp_path, {}, 2, device)
         golden = json.loads(Path(method_bytes.__file__).with_suffix(".json").read_text())
         assert found == {name: golden["hashes"][name] for name in found}
+
+    @pytest.mark.parametrize("name", IN_MERGEKIT)
+    @pytest.mark.parametrize("code", ["F16", "BF16", "F32"])
+    def test_mergekits_numerics_equal_the_cpu(self, tmp_path: Path, name: str, code: str) -> None:
+        found, dtypes = {}, {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+        for variant, values in method(name).examples.items():
+            for shape in ((211, 97), (37, 4001)):
+                group = kernel_cases.ordinary(name, shape, models=3, dtype=dtypes[code], **values)
+                folder = tmp_path / f"{variant}-{shape[0]}"
+                models = Models(folder, {f"m{i}": {"w": t} for i, t in enumerate(group.tensors)})
+                inputs = [ex.Cast(models.source(m), code) for m in models.tensors]
+                call = call_of(name, group, inputs)
+                spec = models.spec({"w": ("F32", call)}, numerics=MERGEKIT, allow_nonfinite=True)
+                on_cpu = models.build(spec).sha256
+                found[variant, shape] = models.build(spec, device="cuda").sha256 == on_cpu
+        assert all(found.values()), [case for case, same in found.items() if not same]
+
+    @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
+    @pytest.mark.parametrize("code", ["F16", "BF16", "F32"])
+    def test_means_of_rows(self, tmp_path: Path, numerics: str, code: str) -> None:
+        models = Models(tmp_path, {"a": {"w": normal((333, 300), 1, code, 1.0)}})
+        spec = models.spec({"w": (code, ex.Mean(models.source("a")))}, numerics=numerics)
+        on_cpu = models.build(spec)
+        assert models.build(spec, device="cuda").sha256 == on_cpu.sha256
 
     @pytest.mark.parametrize("code", cases.FLOATS)
     @pytest.mark.parametrize("cut", [cases.SMALL | {"device_block": 100}, {}])

@@ -35,9 +35,10 @@ def pair(tmp_path: Path) -> Models:
     return Models(tmp_path, {"a": {"w": normal(SHAPE, 1)}, "b": {"w": normal(SHAPE, 2)}})
 
 
-def half_sum(pair: Models) -> ShardSpec:
+def half_sum(pair: Models, code: str = "F16") -> ShardSpec:
+    """Return a sum, which native code computes, but not as float64."""
     return pair.spec({
-        "w": ("F16", ex.Linear(((0.5, pair.source("a")), (0.25, pair.source("b"))))),
+        "w": (code, ex.Linear(((0.5, pair.source("a")), (0.25, pair.source("b"))))),
         "copy": ("F16", pair.source("b")),
     })  # fmt: skip
 
@@ -141,12 +142,12 @@ class TestRefusedInputs:
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
     def test_a_device_that_is_not_there(self, pair: Models) -> None:
         for device in ("cuda", "cuda:0", "cuda:7"):
-            assert "no CUDA device" in self.refused(pair, half_sum(pair), device=device)
+            assert "no CUDA device" in self.refused(pair, half_sum(pair, "F64"), device=device)
 
     def test_a_card_too_many(self, pair: Models, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-        found = self.refused(pair, half_sum(pair), device="cuda:2")
+        found = self.refused(pair, half_sum(pair, "F64"), device="cuda:2")
         assert "no device 'cuda:2', but 2 from cuda:0 on" in found
         check_device("cuda:1")
 

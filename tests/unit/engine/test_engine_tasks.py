@@ -17,7 +17,7 @@ from shardmerge.base.numerics import FLOAT32
 from shardmerge.engine import tasks
 from shardmerge.engine.chunks import EdgeBuffer
 from shardmerge.engine.layout import Chunk
-from shardmerge.engine.tasks import TensorTask, make_task, needs_torch
+from shardmerge.engine.tasks import TensorTask, make_task, needs_torch, uses_card
 
 SHAPE = (6, 4)
 A, B, Q = (ex.Source(model, "f", "w", "F16", SHAPE) for model in "abq")
@@ -61,7 +61,8 @@ class TestTask:
         assert task.kind == kind
         assert (task.steps is not None) == (kind == "native")
         assert needs_torch([task]) == (kind in ("blocks", "whole"))
-        assert needs_torch([task], "cuda") == (kind != "copy")
+        assert uses_card([task], "cuda:1") == needs_torch([task])
+        assert not uses_card([task], "cpu")
 
     def test_a_stored_task_vector_is_copied(self) -> None:
         assert task_of(DELTA).kind == "native"

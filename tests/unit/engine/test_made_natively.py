@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not native.is_usable(), reason="no native code h
 
 def mixed(x: Elements) -> ElementValue:
     """Return what has every operation, and a number wider than the inputs' type."""
-    return x[0] * 0.3 + x.rounded(x[1]) / 1.7 * (1 / 3) + x.full(0.1)
+    return x[0] * 0.3 + x.quotient(x.rounded(x[1]), 1.7) * (1 / 3) + x.full(0.1)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (33,), (3, 5, 7), (BLOCK + 1,)])

@@ -23,7 +23,7 @@ def test_all_numbers_of_16_bits(code: str) -> None:
     divided = 0
     for number in np.array(DIVISORS).astype(np.float16).astype(float):
         writer = Writer(["F16"], narrow=True)
-        result = (StepValue(writer, 0) / float(number)).number
+        result = StepValue(writer, 0).over(float(number)).number
         divided += "over" in [name for name, _ in writer.steps]
         if code == "F32" and writer.steps[-1][0] == "round F16":
             result = len(writer.steps) - 1

@@ -14,6 +14,8 @@ import torch
 from shardmerge.methods.kernels import typed as made
 from shardmerge.methods.kernels.typed import TypedElements, TypedNumbers, mean_of_each, numbers_of
 from shardmerge.methods.passes import KeyBand
+from shardmerge.methods.program import Writer
+from shardmerge.methods.symbolic import StepValue
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 NARROW = ("F16", "BF16")
@@ -96,7 +98,7 @@ def test_operators(code: str) -> None:
     for number in (0.3, 1e-8, 123456.789, 1 / 3):
         assert_same(a * number, left * number)
         assert_same(a + number, left + number)
-        assert_same(a / number, left / number)
+        assert_same(a.over(number), left / number)
         near = as_typed(torch.full((3,), number).to(DTYPES[code]), code)
         for one, other in ((a, left), (near, torch.full((3,), number).to(DTYPES[code]))):
             np.testing.assert_array_equal((one < number).array, (other < number).numpy())
@@ -155,7 +157,7 @@ def test_elements(code: str) -> None:
         value = x[0] - x[1] * x.full(1 / 3)
         rows = x.along(np.linspace(0, 1, 8), "last")
         columns = x.along(np.linspace(0, 1, 32), "first")
-        mean = (value.double() + x.along(np.linspace(0, 1, 8), "last", wide=True)) / 3
+        mean = x.quotient(value.double() + x.along(np.linspace(0, 1, 8), "last", wide=True), 3)
         return [
             x.where(value < 0.05, value, 0.25),
             x.where(value > 0.0, x.single(value), 1.0),
@@ -181,3 +183,12 @@ def test_elements_of_a_band_are_those_of_their_float32() -> None:
     assert found.dtype == "BOOL"
     assert inside.any()
     np.testing.assert_array_equal(found.array, inside)
+
+
+def test_numbers_divide_by_a_function() -> None:
+    """A card would multiply by the reciprocal, if an operator divided by a number."""
+    with pytest.raises(TypeError, match="quotient"):
+        as_typed(torch.ones(3), "F32") / 3.0
+    writer = Writer([])
+    with pytest.raises(TypeError, match="quotient"):
+        StepValue(writer, writer.full(1.0, "F32")) / 3.0

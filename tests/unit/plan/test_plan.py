@@ -43,6 +43,14 @@ models:
     parameters: {weight: W2}
 dtype: float16
 """
+#: A method that decomposes matrices.
+ISO_C = """\
+name: out
+merge_method: iso_c
+base_model: l
+models: [{model: q}, {model: m}]
+dtype: float16
+"""
 
 
 @pytest.fixture
@@ -125,10 +133,11 @@ class TestFlagship:
 
     def test_jobs_on_a_card_get_memory_for_its_libraries(self, work: Path) -> None:
         text = LINEAR.replace("W1", "0.5").replace("W2", "0.5")
-        host = [job.memory for job in plan(text).shards]
-        jobs = plan(text, device="cuda:1").shards
+        assert plan(text, device="cuda:1").shards == plan(text).shards  # sums need no card
+        host = [job.memory for job in plan(ISO_C).shards]
+        jobs = plan(ISO_C, device="cuda:1").shards
         assert [job.memory for job in jobs] == [memory + CUDA_BYTES for memory in host]
-        assert all(job.torch for job in jobs)  # sums too, for which the processor needs none
+        assert all(job.card and job.torch for job in jobs)
 
     def test_a_dry_run_plans_for_the_run_behind_it(self, work: Path) -> None:
         """However its lock is laid out: what counts is the file that is there."""

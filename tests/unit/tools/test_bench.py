@@ -171,7 +171,7 @@ class TestMethods:
         monkeypatch.setattr(methods, "prepare", lambda *_: contestants)
         monkeypatch.setattr(methods, "warm", lambda models: None)
         monkeypatch.setattr(methods, "_row", lambda name, rows: [name])
-        monkeypatch.setattr(methods, "measure", lambda _, c: ran.append(c.command[0]) or {})
+        monkeypatch.setattr(methods, "measure", lambda _, c, cores: ran.append(c.command[0]) or {})
         rows: methods.Measured = {"slerp": {"one": [{}, {}], "other": [{}]}}
         kept: list[int] = []
         methods.compare(tmp_path, "small", ["slerp"], 2, rows, lambda: kept.append(len(ran)), print)
@@ -187,7 +187,7 @@ class TestMethods:
         monkeypatch.setattr(methods, "warm", lambda models: None)
         monkeypatch.setattr(methods, "_row", lambda name, rows: [name])
         seconds = {"fast": 5.0, "slow": 90.0}
-        monkeypatch.setattr(methods, "measure", lambda _, c: {"exit": seconds[c.command[0]]})
+        monkeypatch.setattr(methods, "measure", lambda _, c, cores: {"exit": seconds[c.command[0]]})
         rows: methods.Measured = {}
         methods.compare(tmp_path, "small", ["slerp"], 3, rows, lambda: None, print, slow=2)
         assert {label: len(runs) for label, runs in rows["slerp"].items()} == {"fast": 3, "slow": 2}
@@ -205,6 +205,26 @@ class TestMethods:
         assert ran == {methods.OURS: 2, methods.BOUND: 2}
         both = methods.estimate(["13GB"], ["slerp"], 1, {})
         assert methods.estimate(["13GB"], ["slerp"], 1, {}, alone=True) < both / 2
+
+    def test_an_accelerator_is_measured_beside_the_cores(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(methods, "make_model", lambda *_: None)
+        place = methods.Place(16, "cuda:1")
+        found = methods.prepare(tmp_path, "small", "ties", place)
+        ours = {methods.OURS: "cpu", "shardmerge, cuda:1": "cuda:1"}
+        assert {*ours, methods.BOUND} <= found.keys()
+        assert methods.OURS_AS_THEIRS not in found and methods.MERGEKIT not in found
+        for label, device in ours.items():
+            command = found[label].command
+            settings = json.loads((tmp_path / command[-1]).read_text())
+            assert settings.get("device", "cpu") == device
+            assert command[command.index("--cores") + 1] == "16"
+        if theirs := found.get(methods.MERGEKIT_CARD):
+            assert theirs.command[-3:] == ["--num-threads", "16", "--cuda"]
+        rows = {"ties": {methods.OURS: [{"seconds": 2.0, "merge": 1.0}]}}
+        rows["ties"]["shardmerge, cuda:1"] = [{"seconds": 3.0, "merge": 1.5}]
+        assert "| `ties` | 3 | 2.0 | 1.0 | 3.0 | 1.5 |  |" in methods.card_table(rows, place)
 
     def test_estimate_counts_what_is_left(self) -> None:
         rows = {"2GB": {"slerp": self.rows(2.0)}}

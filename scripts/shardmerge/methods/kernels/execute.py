@@ -103,8 +103,8 @@ class TorchElements:
         """Index of each."""
         like = self.tensors[0]
         runs = self.runs or [(self.first, len(like))]
-        parts = [torch.arange(first, first + count) for first, count in runs]
-        return torch.cat(parts).to(like.device)
+        parts = [torch.arange(a, a + count, device=like.device) for a, count in runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _of_runs(self, function: Callable[[int, int], torch.Tensor]) -> torch.Tensor:
         like = self.tensors[0]
@@ -117,6 +117,9 @@ class TorchElements:
 
     def full(self, number: float) -> torch.Tensor:
         return torch.full_like(self.tensors[0], number)
+
+    def quotient(self, value: torch.Tensor, number: float) -> torch.Tensor:
+        return quotient(value, number)
 
     def where(self, mask: torch.Tensor, yes: Any, no: Any) -> torch.Tensor:
         return torch.where(mask, yes, no)
@@ -169,6 +172,18 @@ class TorchElements:
         count, length = vectors(self.shape, axis)
         places = self._places
         return numbers[places % count if along_first(self.shape, axis) else places // length]
+
+
+def quotient(value: torch.Tensor, number: float) -> torch.Tensor:
+    """Return a tensor divided by a number as a CPU does it, whatever the device.
+
+    On a card torch makes a product with the reciprocal of a number, but not of a tensor.
+    """
+    if value.device.type == "cpu":
+        return value / number
+    wide = torch.promote_types(value.dtype, torch.float32)
+    divisor = torch.full((), number, dtype=wide, device=value.device)
+    return (value.to(wide) / divisor).to(value.dtype)
 
 
 def _exponents(value: torch.Tensor) -> torch.Tensor:

@@ -49,8 +49,14 @@ class Numbers:
     def __mul__(self, other: Numbers | float) -> Numbers:
         return self._with(np.multiply, other)
 
-    def __truediv__(self, other: Numbers | float) -> Numbers:
+    def __truediv__(self, other: Numbers) -> Numbers:
+        if not isinstance(other, Numbers):
+            raise TypeError("a number divides by Elements.quotient")
         return self._with(np.divide, other)
+
+    def over(self, number: float) -> Numbers:
+        """Return the values divided by a number."""
+        return self._with(np.divide, number)
 
     def __gt__(self, other: Numbers | float) -> Numbers:
         return self._with(np.greater, other)
@@ -108,6 +114,9 @@ class PlainElements:
 
     def full(self, number: float) -> Numbers:
         return Numbers(np.full_like(self.arrays[0], number))
+
+    def quotient(self, value: Numbers, number: float) -> Numbers:
+        return value.over(number)
 
     def where(self, mask: Numbers, yes: Any, no: Any) -> Numbers:
         pair = [one if isinstance(one, Numbers) else self.full(one) for one in (yes, no)]

@@ -179,6 +179,9 @@ class TypedElements:
         like = self.inputs[0].array
         return TypedNumbers(np.full_like(like, numbers_of(number, self._dtype).array), self._dtype)
 
+    def quotient(self, value: TypedNumbers, number: float) -> TypedNumbers:
+        return value.over(number)
+
     def where(
         self, mask: TypedNumbers, yes: TypedNumbers | float, no: TypedNumbers | float
     ) -> TypedNumbers:

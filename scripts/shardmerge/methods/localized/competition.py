@@ -64,7 +64,9 @@ def _competition(group: Group) -> Passes:
     def powers(x: Elements) -> list[ElementValue]:
         """Return the numerators of the softmaxes within each input, then between each pair."""
         scaled = zip(products(x), sizes, strict=True)
-        between = [exp(x, (one - low) / width, inside=True) for one, (low, width) in scaled]
+        between = [
+            exp(x, x.quotient(one - low, width), inside=True) for one, (low, width) in scaled
+        ]
         own = [value for value, (i, j) in zip(between, pairs, strict=True) if i == j]
         # exp(n x) is exp(x)**n: one exponential less for each input
         return [*(_power(value, len(indices)) for value in own), *between]

@@ -174,12 +174,12 @@ def _moved(step: torch.Tensor, dtype: torch.dtype) -> Map:
     length = step.item()
     # torch rounds a number that stands before a tensor to its type, but not one behind it
     cosine, sine = (one.to(dtype).item() for one in (torch.cos(step), torch.sin(step)))
-    return lambda x: x[0] * cosine + x.rounded(x[1]) / length * sine
+    return lambda x: x[0] * cosine + x.quotient(x.rounded(x[1]), length) * sine
 
 
 def _divided(norm: torch.Tensor) -> Map:
     length = norm.item()
-    return lambda x: x[0] / length
+    return lambda x: x.quotient(x[0], length)
 
 
 def _same(x: Elements) -> ElementValue:

@@ -40,7 +40,9 @@ def slerp(group: Group) -> Passes:
         norms.append(float(torch.where(length > 1e-8, length, 1)))
 
     def products(x: Elements) -> list[ElementValue]:
-        left, right = (x.single(x[i]) / norm for i, norm in zip(pair, norms, strict=True))
+        left, right = (
+            x.quotient(x.single(x[i]), norm) for i, norm in zip(pair, norms, strict=True)
+        )
         return [left * right]
 
     (dots,) = yield TorchSums(products, chunk=SLERP_CHUNK)
@@ -110,7 +112,9 @@ def multislerp(group: Group) -> Passes:
     lengths, factors = (norms + eps).array.tolist(), weights.array.tolist()
 
     def units(x: Elements) -> list[ElementValue]:
-        return [vector / length for vector, length in zip(vectors(x), lengths, strict=True)]
+        return [
+            x.quotient(vector, length) for vector, length in zip(vectors(x), lengths, strict=True)
+        ]
 
     def mixed(x: Elements, parts: Sequence[ElementValue]) -> ElementValue:
         return _sum(x, [part * factor for part, factor in zip(parts, factors, strict=True)])
@@ -119,11 +123,15 @@ def multislerp(group: Group) -> Passes:
     if (length < eps).array:
         return _cancelled(group, lambda x: mixed_two(x, vectors(x), factors))
     (size,) = length.array.tolist()
-    dots = yield TorchSums(lambda x: [unit * (mixed(x, units(x)) / size) for unit in units(x)])
+
+    def centre(x: Elements) -> ElementValue:
+        return x.quotient(mixed(x, units(x)), size)
+
+    dots = yield TorchSums(lambda x: [unit * centre(x) for unit in units(x)])
     dots = dots[:, 0].tolist()
 
     def tangent(x: Elements) -> tuple[ElementValue, ElementValue]:
-        mean = mixed(x, units(x)) / size
+        mean = centre(x)
         apart = [unit - mean * dot for unit, dot in zip(units(x), dots, strict=True)]
         return mean, mixed(x, apart)
 
@@ -178,7 +186,7 @@ def model_stock(group: Group) -> Passes:
         total = x.full(0.0)
         for index in models:
             total = total + x[index]
-        mean = total / float(len(models))
+        mean = x.quotient(total, len(models))
         return mean * x.along(share, axis) + x[group.base] * x.along(rest, axis)
 
     return merged

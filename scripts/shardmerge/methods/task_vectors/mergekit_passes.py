@@ -265,9 +265,9 @@ def _variance(x: Elements, parts: Sequence[ElementValue]) -> ElementValue:
     mean = squares = x.full(0.0).double()
     for count, part in enumerate(parts, 1):
         apart = part.double() - mean
-        mean = mean + apart / count
+        mean = mean + x.quotient(apart, count)
         squares = squares + apart * (part.double() - mean)
-    return x.rounded(squares / len(parts))
+    return x.rounded(x.quotient(squares, len(parts)))
 
 
 def reinforced(group: Group, rescale_unique: bool) -> Passes:

@@ -162,9 +162,9 @@ def _most_varied(base: int, indices: Sequence[int], share: float) -> Passes:
 def _variance(x: Elements, vectors: Sequence[ElementValue]) -> ElementValue:
     """Return the variances of elements between vectors, rounded to the inputs' type."""
     wide, zero = [vector.double() for vector in vectors], x.full(0.0).double()
-    mean = sum(wide, zero) / len(wide)
+    mean = x.quotient(sum(wide, zero), len(wide))
     squares = [(part - mean) * (part - mean) for part in wide]
-    return x.rounded(sum(squares, zero) / len(wide))
+    return x.rounded(x.quotient(sum(squares, zero), len(wide)))
 
 
 def _rescaling(base: int, masks: dict[int, _Mask]) -> Passes:
