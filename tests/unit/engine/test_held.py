@@ -174,6 +174,10 @@ class TestLeaves:
             leaf.read([(first, 50)], into)
             assert np.frombuffer(into, np.uint32).tolist() == list(range(first, first + 50))
             assert files.read["a"] == read
+        leaf.read([(3, 4), (990, 10)], into)
+        found = np.frombuffer(into, np.uint32)[:14].tolist()
+        assert found == [*range(3, 7), *range(990, 1000)]
+        assert files.read["a"] == 1050
 
     def test_are_read_ahead_in_order_and_not_else(self) -> None:
         files = Files(self.COUNT)
@@ -183,6 +187,8 @@ class TestLeaves:
         assert files.read["a"] == 100
         buffers.until = self.COUNT
         assert buffers.places(100, 50) == [leaf.address + 400]
+        assert files.read["a"] == 100 + 2 * BLOCK
+        buffers.places(100 + BLOCK, BLOCK)  # it is there
         assert files.read["a"] == 100 + 2 * BLOCK
         buffers.places(2 * BLOCK, BLOCK)
         assert files.read["a"] == self.COUNT
