@@ -62,7 +62,7 @@ def host_buffer(length: int, *, tensor: bool, pinned: bool = False) -> HostBuffe
     return HostBuffer(memoryview(pages), address, torch.frombuffer(pages, dtype=torch.uint8))
 
 
-def number_of(device: str) -> int | None:
+def card_of(device: str) -> int | None:
     """Return which of the cards that torch sees a device is, from 0; None for the processor.
 
     Args:
@@ -81,12 +81,12 @@ def check_device(device: str) -> None:
     """Show that a device can be used.
 
     Args:
-        device: As of ``number_of``.
+        device: As of ``card_of``.
 
     Raises:
         UserError: If it is unknown or not there.
     """
-    number = number_of(device)
+    number = card_of(device)
     if number is None:
         return
     import torch

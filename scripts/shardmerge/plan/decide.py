@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -295,5 +296,11 @@ def _uncollected() -> Iterator[None]:
 @cache
 def _code() -> str:
     """Return a digest of the library, so that a newer one plans anew."""
-    files = sorted(p for p in Path(__file__).parents[1].rglob("*") if p.suffix in (".py", ".json"))
-    return digest([sha256_of(path) for path in files])
+    found = []
+    for folder, folders, names in os.walk(Path(__file__).parents[1]):
+        folders.sort()
+        for name in sorted(names):
+            if name.endswith((".py", ".json")):
+                with open(os.path.join(folder, name), "rb") as file:
+                    found.append([name, hashlib.sha256(file.read()).hexdigest()])
+    return digest(found)

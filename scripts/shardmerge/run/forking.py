@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import os
 import runpy
 import selectors
@@ -118,6 +119,8 @@ class _Server:
             connection.close()
             return
         self._code.take()  # so that the fork has it
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()  # the fork would write it once more
         pid = os.fork()
         if not pid:
             connection.close()
@@ -153,6 +156,7 @@ def _run_here(request: bytes, descriptors: list[int], process: int) -> None:
         for number, descriptor in enumerate(descriptors):
             os.dup2(descriptor, number)
             os.close(descriptor)
+        _open_streams()
         sys.argv, folder, environment, at = unpack_request(request)
         begin(began(process) if at is None else at)
         os.chdir(folder)
@@ -164,6 +168,33 @@ def _run_here(request: bytes, descriptors: list[int], process: int) -> None:
         os._exit(status)
 
 
+def _open_streams() -> None:
+    """Open ``sys.stdin``, ``sys.stdout`` and ``sys.stderr`` anew, as an interpreter does at start.
+
+    Those of the process that this one is forked from know another file: whether it can be sought
+    in, where it ends, whether it is a terminal. Encodings are kept, as they come from the
+    environment of the run.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        before = getattr(sys, name)
+        through = before.write_through  # python -u
+        mode, size = ("wb", 0 if through else -1) if number else ("rb", -1)
+        binary = open(number, mode, size, closefd=False)  # noqa: SIM115
+        raw = getattr(binary, "raw", binary)
+        raw.name = f"<{name}>"
+        text = io.TextIOWrapper(
+            binary,
+            before.encoding,
+            before.errors,
+            newline="\n",
+            line_buffering=not through and (number == 2 or raw.isatty()),
+            write_through=through,
+        )
+        text.mode = mode[0]
+        setattr(sys, name, text)
+        setattr(sys, f"__{name}__", text)
+
+
 def _status_of(script: str) -> int:
     import atexit
     import traceback
@@ -172,14 +203,27 @@ def _status_of(script: str) -> int:
         runpy.run_path(script, run_name="__main__")
         return 0
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        _flush_libraries()
+        print(end.code, file=sys.stderr)
+        return 1
     except BaseException:
         traceback.print_exc()
         return 1
     finally:
-        atexit._run_exitfuncs()  # what an interpreter does at its end; os._exit does not
+        # what an interpreter does at its end; os._exit does not
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
+        _flush_libraries()
+
+
+def _flush_libraries() -> None:
+    """Write what libraries have told C's streams."""
+    import ctypes
+
+    ctypes.pythonapi.fflush(None)
 
 
 def serve(name: str, kind: str) -> None:

@@ -144,6 +144,8 @@ def delegate(kind: str = PLAIN) -> None:
         return
     with _Stopping(connection) as stopped:
         try:
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.flush()  # comes before what the fork writes
             given = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, _integers(0, 1, 2))]
             connection.sendmsg([pack_request(sys.argv, os.getcwd(), os.environ, _began)], given)
             status = connection.recv(16)

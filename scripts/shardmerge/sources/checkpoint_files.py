@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shardmerge.base.errors import UserError
-from shardmerge.base.filenames import safe_name, safe_tensor
+from shardmerge.base.filenames import all_plain, safe_name, safe_tensor
 from shardmerge.base.files import line_of
 from shardmerge.base.safetensors import Header, TensorEntry
 from shardmerge.base.weightfolders import FOLDER_PICKLE, folder_of, in_folder, weights_of_folders
@@ -250,7 +250,21 @@ def parse_weight_map(index: Any, where: str, name: str = INDEX, text: str = "") 
     table = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(table, dict) or not table:
         raise UserError(f"has an {name} without a weight_map", where)
+    if _is_plain(table):
+        return dict(sorted(table.items()))
     return dict(_named(row, f"{where}/{name}", text) for row in sorted(table.items()))
+
+
+def _is_plain(table: Mapping[str, Any]) -> bool:
+    """Whether no row has to be looked at by itself: it has many tensors and few files."""
+    if not all_plain(table) or {*map(type, table.values())} != {str}:
+        return False
+    try:
+        for file in {*table.values()}:
+            safe_name(file, None, "")
+    except UserError:
+        return False
+    return True
 
 
 def _named(row: tuple[str, Any], where: str, text: str) -> tuple[str, str]:

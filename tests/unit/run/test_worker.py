@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -15,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from helpers.shared_processes import SCRIPTS, run_name, serve, until, until_reachable
 from shardmerge.run import worker
 
-SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 SCRIPT = f"""
 import atexit, os, signal, sys, time
 sys.path.insert(0, {str(SCRIPTS)!r})
@@ -51,31 +50,6 @@ if __name__ == "__main__":
 """
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
-
-
-def until(condition: Any, seconds: Any = 300) -> None:
-    """Wait until a condition holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "never came"
-        time.sleep(0.02)
-
-
-def run_name(pid: Any = None) -> str:
-    """Return a new name for a run of a process, by default of this one."""
-    return f"{pid or os.getpid()}-{secrets.token_hex(4)}"
-
-
-def until_reachable(name: Any) -> None:
-    """Wait until a shared process of that name is reachable."""
-    until(lambda: name in Path("/proc/net/unix").read_text())
-
-
-def serve(name: Any, kind: Any = worker.PLAIN) -> Any:
-    """Start a shared process."""
-    code = f"import sys; sys.path[0] = {str(SCRIPTS)!r}; from shardmerge.run import forking; "
-    code += f"forking.serve({name!r}, {kind!r})"
-    return subprocess.Popen([sys.executable, "-c", code])
 
 
 @pytest.fixture(scope="module")

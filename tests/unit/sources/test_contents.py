@@ -106,6 +106,23 @@ class TestWeightMap:
         with pytest.raises(UserError, match="without a weight_map"):
             parse_weight_map(index, "o/m")
 
+    def test_rows_are_in_the_order_of_tensors(self) -> None:
+        """As well where a name is not plain, so that each row is looked at by itself."""
+        for names in (["b", "a.9", "a.10"], ["b", "a é", "a.10"]):
+            table = {name: f"{len(name)}.safetensors" for name in names}
+            found = parse_weight_map({"weight_map": table}, "o/m")
+            assert found == table
+            assert [*found] == sorted(names)
+
+    @pytest.mark.parametrize(
+        ("row", "line"), [({"b": "../x"}, 4), ({"b": 3}, 4), ({"b": ["x"]}, 4), ({"b\n": "x"}, 4)]
+    )
+    def test_one_row_of_many(self, row: dict[str, Any], line: int) -> None:
+        table = {"a": "x", **row, "c": "x"}
+        text = json.dumps({"weight_map": table}, indent=1)
+        with pytest.raises(UserError, match=f"^o/m/{INDEX}:{line}: names a"):
+            parse_weight_map({"weight_map": table}, "o/m", text=text)
+
     @pytest.mark.parametrize("file", ["../x", "/etc/passwd", "a\\b", "", 3, None, "a/../../b"])
     def test_files_outside_the_model(self, file: int | str | None) -> None:
         with pytest.raises(UserError, match="not a plain path"):
