@@ -14,7 +14,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.base.errors import UserError
 from shardmerge.base.hashing import bound_hash, quick_hasher
 from shardmerge.base.safetensors import parse_header
-from shardmerge.engine.device import Cuda, Host, Slot, check_device, host_buffer, card_of
+from shardmerge.engine.device import Cuda, Host, Slot, card_of, check_device, host_buffer
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.layout import Layout, Window, choose_windows
 from shardmerge.engine.memory import TUNING, block_length, held_bytes
