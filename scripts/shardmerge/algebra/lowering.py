@@ -151,10 +151,11 @@ def _reduction(
     made, writer = function(x), x.writer
     values = tuple(value.number for value in made)
     kinds = [value.dtype for value in made]
-    kind = kind(kinds) if callable(kind) else kind
+    found = kind(kinds) if callable(kind) else kind
+    ways, kind = (found, "whole") if isinstance(found, tuple) else ((), found)
     code = "F32" if kind == "sums" and "F64" not in kinds else "F64"
     loads, tables = tuple(writer.loads), tuple(writer.tables)
-    return Reduction(codes, tuple(writer.steps), loads, kind, values, tables, code), x.given
+    return Reduction(codes, tuple(writer.steps), loads, kind, values, tables, code, ways), x.given
 
 
 def _compiler(

@@ -35,7 +35,6 @@ from shardmerge.engine.tasks import call_needs_torch
 from shardmerge.engine.telling import Side, Telling, telling_bands, telling_sides
 from shardmerge.engine.tile_buffers import ChosenRows, ReadFiles
 from shardmerge.engine.tiles import ReducedTiles
-from shardmerge.engine.torch_tiles import in_one_pass
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.masks import BitMask
 from shardmerge.methods.passes import (
@@ -222,18 +221,18 @@ class RecordedPasses(NativePasses):
         if (known := self._known(call)) is None:
             return super()._torch_sums(call, wanted)[0]
         self.answers[call].append(None)
-        tiles = self._torch_tiles(call, wanted)
-        count, number = tiles.count, -(-tiles.count // BLOCK)
-        values, chunks = len(tiles.codes), -(-count // (wanted.chunk or count))
+        whole = self._torch_whole(call, [wanted])
+        (codes,), number = whole.codes, -(-whole.count // BLOCK)
+        values, chunks = len(codes), -(-whole.count // whole.chunk)
         rows, _, table = known.partition(" ") if isinstance(known, str) else ("", "", "")
         rows, table = _numbers(rows), _numbers(table)
         right = len(rows) == values * chunks and len(table) and len(table) % (number * values) == 0
         if right:
             rows, table = rows.reshape(values, chunks), table.reshape(number, values, -1)
-            right = are_seen(tiles, table, rows, spread_tiles(call.tensor, number))
-        if right and wanted.kind == "sum" and not add_up(tiles, table, rows):
+            right = are_seen(whole, table, rows, spread_tiles(call.tensor, number))
+        if right and wanted.kind == "sum" and not add_up(whole, table, rows):
             # where much cancels, what is seen of tiles says little
-            right = same(in_one_pass([tiles])[0][0], rows)
+            right = same(whole.run()[0][0], rows)
         if not right:
             raise _wrong(call, "sums")
         return rows

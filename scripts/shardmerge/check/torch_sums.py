@@ -2,60 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from shardmerge.check.float_formats import FLOAT_FORMATS
-from shardmerge.engine.torch_tiles import TorchTiles
+from shardmerge.engine.torch_whole import TorchVector, TorchWhole
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.torch_order import TorchNorm, TorchSum
+from shardmerge.methods.kernels.torch_order import TorchNorm
 
 #: How far a sum of float32 in torch's order may be from the tiles' sums to be believed.
 _CLOSE = 2.0**-14
 
 
-def are_seen(tiles: TorchTiles, table: np.ndarray, rows: np.ndarray, chosen: list[int]) -> bool:
-    """Whether some tiles show what is recorded; of norms also the last of each sum."""
-    chunk, norm = tiles.wanted.chunk or tiles.count, tiles.wanted.kind == "norm"
+def are_seen(whole: TorchWhole, table: np.ndarray, rows: np.ndarray, chosen: list[int]) -> bool:
+    """Whether some tiles show what is recorded of a request; of norms also the last of each sum."""
+    norm = whole.wanted[0].kind == "norm"
+    if norm and table.shape[2] != TorchNorm(whole.codes[0][0]).lanes:
+        return False
     for i in chosen:
-        first = i * BLOCK
-        size = min(BLOCK, tiles.count - first)
-        sums: list[Any] = [TorchSum(chunk, code) for code in tiles.codes]
-        if norm:
-            sums = [TorchNorm(code) for code in tiles.codes]
-            if table.shape[2] != sums[0].lanes:
-                return False
-            for k, one in enumerate(sums if first % chunk else ()):
-                one.sums = table[i - 1, k : k + 1].astype(np.float32)
-        if not same(tiles.tile(sums, first, size), table[i]):
+        if not same(_made_again(whole, table, i).seen(0)[0], table[i]):
             return False
-    return not norm or _are_norms(tiles, table, rows, chunk)
+    return not norm or _are_norms(whole, table, rows)
 
 
-def _are_norms(tiles: TorchTiles, table: np.ndarray, rows: np.ndarray, chunk: int) -> bool:
+def _made_again(whole: TorchWhole, table: np.ndarray, tile: int) -> TorchVector:
+    """Return what a tile is added to, with the partial sums before it that are recorded."""
+    first = tile * BLOCK
+    begin = first - first % whole.chunk
+    end = min(begin + whole.chunk, whole.count)
+    carried = first > begin and whole.wanted[0].kind == "norm"
+    before = table[tile - 1] if carried else None
+    return TorchVector(whole, end - begin, first, min(BLOCK, end - first), before)
+
+
+def _are_norms(whole: TorchWhole, table: np.ndarray, rows: np.ndarray) -> bool:
     """Whether recorded norms are those of the partial sums after their last tiles."""
-    for number, first in enumerate(range(0, tiles.count, chunk)):
-        end = min(first + chunk, tiles.count)
+    for number, first in enumerate(range(0, whole.count, whole.chunk)):
+        end = min(first + whole.chunk, whole.count)
         last = (end - 1) // BLOCK
-        for k, code in enumerate(tiles.codes):
-            norm = TorchNorm(code)
-            norm.sums = table[last, k : k + 1].astype(np.float32)
-            if end % norm.lanes:  # what fills no vector is added last
-                sums: list[Any] = [TorchNorm(code) for code in tiles.codes]
-                for j, one in enumerate(sums if last * BLOCK > first else ()):
-                    one.sums = table[last - 1, j : j + 1].astype(np.float32)
-                tiles.tile(sums, last * BLOCK, end - last * BLOCK)
-                norm = sums[k]
-            if not same(np.array(norm.result()), rows[k, number]):
-                return False
+        norms = [TorchNorm(code) for code in whole.codes[0]]
+        for norm, sums in zip(norms, table[last].astype(np.float32), strict=True):
+            norm.sums = sums[None]
+        found = np.array([norm.result() for norm in norms])[:, 0]
+        if end % norms[0].lanes:  # what fills no vector is added last
+            found = _made_again(whole, table, last).results(0)
+        if not same(found, rows[:, number]):
+            return False
     return True
 
 
-def add_up(tiles: TorchTiles, table: np.ndarray, rows: np.ndarray) -> bool:
+def add_up(whole: TorchWhole, table: np.ndarray, rows: np.ndarray) -> bool:
     """Whether recorded sums are about what the tiles' sums add up to."""
-    size = -(-(tiles.wanted.chunk or tiles.count) // BLOCK)
-    for k, code in enumerate(tiles.codes):
+    size = -(-whole.chunk // BLOCK)
+    for k, code in enumerate(whole.codes[0]):
         for number, found in enumerate(rows[k].tolist()):
             own = table[number * size : (number + 1) * size, k, 0]
             near = _CLOSE * np.abs(own).sum() + FLOAT_FORMATS[code].unit * abs(found)

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 from llvmlite import binding
 
 from shardmerge.base.dtypes import DTYPES
-from shardmerge.engine.assembly import DECLARATIONS, DOUBLE, FLOAT, LANES, STORED, StepLines
+from shardmerge.engine.assembly import (
+    DECLARATIONS,
+    DOUBLE,
+    FLOAT,
+    LANES,
+    MASK,
+    STORED,
+    StepLines,
+    vector_of,
+)
 from shardmerge.engine.machine_code import compiled
 from shardmerge.methods.program import Program, Reduction
 
@@ -23,6 +32,12 @@ if TYPE_CHECKING:
 
 #: Elements after which sums of squares go from float32 to float64.
 _CHUNK = 1 << 14
+#: Of each type its bits, those of an infinity, and which are no sign.
+_INFINITE = {
+    "F16": ("i16", 0x7C00, 0x7FFF),
+    "BF16": ("i16", 0x7F80, 0x7FFF),
+    "F32": ("i32", 0x7F800000, 0x7FFFFFFF),
+}
 
 
 @cache
@@ -182,7 +197,9 @@ def element_bits(program: Program | Reduction) -> list[int]:
 def assembly(program: Program) -> str:
     """Return a program as a function in LLVM's assembly language."""
     writer = StepLines(program)
-    sums = range(1 + len(program.measured))
+    sums = range(1, 1 + len(program.measured))
+    bits, infinite, magnitudes = _INFINITE[program.output]
+    whole = f"<{LANES} x {bits}>"
     return "\n".join([
         "define void @merge(ptr %output, ptr %leaves, i64 %count, ptr %constants, ptr %sums) {",
         "entry:",
@@ -190,6 +207,7 @@ def assembly(program: Program) -> str:
         "  br label %chunk",
         "chunk:",
         "  %begin = phi i64 [0, %entry], [%end, %flush]",
+        f"  %most.before = phi {whole} [zeroinitializer, %entry], [%most.after, %flush]",
         *(f"  %total{k} = phi {DOUBLE} [zeroinitializer, %entry], [%next{k}, %flush]"
           for k in sums),
         f"  %far = add i64 %begin, {_CHUNK}",
@@ -198,8 +216,9 @@ def assembly(program: Program) -> str:
         "  br label %loop",
         "loop:",
         "  %i = phi i64 [%begin, %chunk], [%after, %loop]",
+        f"  %most = phi {whole} [%most.before, %chunk], [%most.after, %loop]",
         *(f"  %sum{k} = phi {FLOAT} [zeroinitializer, %chunk], [%added{k}, %loop]" for k in sums),
-        *_loop(program, writer),
+        *_loop(program, writer, whole, vector_of(magnitudes, bits)),
         f"  %after = add i64 %i, {LANES}",
         "  %more = icmp ult i64 %after, %end",
         "  br i1 %more, label %loop, label %flush",
@@ -209,23 +228,34 @@ def assembly(program: Program) -> str:
         "  %again = icmp ult i64 %end, %count",
         "  br i1 %again, label %chunk, label %done",
         "done:",
+        f"  %not.finite = icmp uge {whole} %most.after, {vector_of(infinite, bits)}",
+        f"  %next0 = uitofp {MASK} %not.finite to {DOUBLE}",
         *(f"  %at{k} = getelementptr {DOUBLE}, ptr %sums, i64 {k}\n"
-          f"  store {DOUBLE} %next{k}, ptr %at{k}, align 8" for k in sums),
+          f"  store {DOUBLE} %next{k}, ptr %at{k}, align 8" for k in (0, *sums)),
         "  ret void",
         "}",
         *DECLARATIONS,
     ])  # fmt: skip
 
 
-def _loop(program: Program, writer: StepLines) -> list[str]:
-    """Return what is done with one vector of elements."""
+def _loop(program: Program, writer: StepLines, whole: str, magnitude: str) -> list[str]:
+    """Return what is done with one vector of elements.
+
+    Args:
+        program: That makes them.
+        writer: Of its steps.
+        whole: Vectors of the results' bits.
+        magnitude: Which of these are no sign.
+    """
     writer.values()
-    stored, wide = writer.narrow(writer.value(program.result), program.output)
+    stored, _ = writer.narrow(writer.value(program.result), program.output)
     place = writer.place("%output", program.output)
     writer.lines.append(f"  store {STORED[program.output]} {stored}, ptr {place}, align 1")
-    # 0 times a number is 0; 0 times an infinity or a NaN is a NaN, which stays in the sum
-    nothing = writer.new(f"fmul {FLOAT} {wide}, zeroinitializer")
-    writer.lines.append(f"  %added0 = fadd {FLOAT} %sum0, {nothing}")
+    # no magnitude has greater bits than an infinity, but for NaN
+    bits = writer.new(f"bitcast {STORED[program.output]} {stored} to {whole}")
+    bits = writer.new(f"and {whole} {bits}, {magnitude}")
+    more = writer.new(f"icmp ugt {whole} {bits}, %most")
+    writer.new(f"select {MASK} {more}, {whole} {bits}, {whole} %most", "%most.after")
     for k, value in enumerate(map(writer.value, program.measured), 1):
         square = writer.new(f"fmul {FLOAT} {value}, {value}")
         writer.lines.append(f"  %added{k} = fadd {FLOAT} %sum{k}, {square}")

@@ -102,7 +102,9 @@ def native_maps(
     from shardmerge.engine.native import is_usable
 
     passes, numerics = NativePasses(files, task.numerics), task.numerics
-    native = [one for one in task.calls if is_native(one, files.stored, numerics)]
+    native = task.calls
+    if task.kind != "native":
+        native = [one for one in task.calls if is_native(one, files.stored, numerics)]
     maps = {call: passes.map(call) for call in (native if is_usable() else ())}
     if maps:
         tally.add_passes(task.tensor.name, [passes.answers.get(one, []) for one in task.calls])

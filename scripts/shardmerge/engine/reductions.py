@@ -145,6 +145,29 @@ class NativeReduction:
         """
         self._call(1, sums, leaves, count, constants, rows)
 
+    def add_whole(
+        self,
+        squares: np.ndarray,
+        rows: int,
+        leaves: Sequence[int],
+        count: int,
+        constants: Sequence[float],
+        told: np.ndarray,
+    ) -> None:
+        """Add squares, and values, of whole tiles as torch does, or of parts of less than one.
+
+        Args:
+            squares: float32 [tiles + 1, norms, lanes]: the sums before the first, which get those
+                after each.
+            rows: Vectors, or pairs of them, of a part.
+            leaves: Address of the first element of each leaf.
+            count: Elements, of whole parts; of whole vectors where no values are added up.
+            constants: That the steps name.
+            told: The elements of a tile, 1, and what else ``torch_order`` needs where values are
+                added up, int64.
+        """
+        self._call(rows, squares, leaves, count, constants, told)
+
     def counts(self, leaves: Sequence[int], count: int, constants: Sequence[float]) -> np.ndarray:
         """Return in how many elements each mask is set, int64 [masks]."""
         kept, whole = len(self.reduction.values), count // LANES * LANES

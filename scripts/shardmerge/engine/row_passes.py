@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 
 import numpy as np
 
@@ -19,9 +20,10 @@ from shardmerge.engine.philox import native_stream
 from shardmerge.engine.row_chances import DrawnRowMasks, native_choice
 from shardmerge.engine.row_steps import RowCode, lowered_steps, row_groups
 from shardmerge.engine.stripes import Stripes
-from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
+from shardmerge.engine.tile_buffers import AHEAD, ReadFiles, TileBuffers
 from shardmerge.engine.tiles import ReducedTiles
-from shardmerge.engine.torch_tiles import TOGETHER, TorchTiles, in_one_pass
+from shardmerge.engine.torch_tiles import TorchTiles
+from shardmerge.engine.torch_whole import TOGETHER, TorchWhole
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.masks import ElementSpan
 from shardmerge.methods.kernels.plain import result_of
@@ -114,7 +116,7 @@ class RowPasses(CallTiles):
         steps = lowered_steps(wanted, rows, lowered)
         if not all(step.is_whole for step in steps):
             return None
-        return RowCode(self._reader(leaves, TOGETHER), steps, length)
+        return RowCode(self._reader(leaves, AHEAD), steps, length)
 
     def _torch_rows(
         self, call: ex.Call, wanted: TorchRows, reader: TileBuffers | None = None
@@ -141,12 +143,35 @@ class RowPasses(CallTiles):
         return find
 
     def _torch_sums(self, call: ex.Call, *wanted: TorchSums) -> list[np.ndarray]:
-        """Return sums of whole tensors, which are read once for all."""
-        reader = self._reader(self._leaves(call), TOGETHER)
-        found = in_one_pass([self._torch_tiles(call, one, reader=reader) for one in wanted])
+        """Return sums of a whole tensor, which is read once for all."""
+        found = self._torch_whole(call, wanted).run()
         for answer, seen in found:
             self.answers[call].append(f"{to_text(answer)} {to_text(seen)}")
         return [answer for answer, _ in found]
+
+    def _torch_whole(self, call: ex.Call, wanted: Sequence[TorchSums]) -> TorchWhole:
+        """Return what makes sums of a whole tensor, of requests with the same chunks."""
+        codes: list[list[str]] = []
+        sizes: list[int] = []
+
+        def values(x: Elements) -> list[ElementValue]:
+            made = [one.function(x) for one in wanted]
+            sizes[:] = map(len, made)
+            return [value for own in made for value in own]
+
+        def ways(found: Sequence[str]) -> tuple[Reducing, ...]:
+            rest = iter(found)
+            codes[:] = [[*islice(rest, size)] for size in sizes]
+            pairs = zip(wanted, codes, strict=True)
+            return tuple(_torch_way(one, code) for one, own in pairs for code in own)
+
+        def wide(x: Elements) -> list[ElementValue]:
+            return [value.double() for value in values(x)]
+
+        reader = self._reader(self._leaves(call), TOGETHER)
+        tiles = self._tiles(call, values, ways, reader)
+        rest = partial(self._tiles, call, wide, "sums", reader)
+        return TorchWhole(wanted, ex.elements(call.inputs[0]), codes, tiles, rest)
 
     def _torch_columns(self, call: ex.Call, wanted: TorchSums) -> np.ndarray:
         answer = self._torch_tiles(call, wanted).columns()
@@ -154,26 +179,20 @@ class RowPasses(CallTiles):
         return answer
 
     def _torch_tiles(
-        self,
-        call: ex.Call,
-        wanted: TorchSums,
-        stripes: Stripes | None = None,
-        reader: TileBuffers | None = None,
+        self, call: ex.Call, wanted: TorchSums, stripes: Stripes | None = None
     ) -> TorchTiles:
         codes: list[str] = []
 
         def kind(found: Sequence[str]) -> Reducing:
             codes[:] = found
             (code,) = set(codes)
-            if wanted.kind == "norm":
-                return "numbers" if code == "F16" else "lanes"
-            return "rows" if code == "F32" else "pairs"
+            return _torch_way(wanted, code)
 
         def wide(x: Elements) -> list[ElementValue]:
             return [value.double() for value in wanted.function(x)]
 
-        tiles = self._tiles(call, wanted.function, kind, reader, stripes)
-        rest = partial(self._tiles, call, wide, "sums", reader, stripes)
+        tiles = self._tiles(call, wanted.function, kind, None, stripes)
+        rest = partial(self._tiles, call, wide, "sums", None, stripes)
         shape = stripes.shape if stripes else call.inputs[0].shape
         return TorchTiles(wanted, shape, codes, tiles, rest)
 
@@ -224,3 +243,10 @@ class RowPasses(CallTiles):
             behind = 0 if self._little else BLOCK
             _LAST.reader = self._reader(self._leaves(call), AT_ONCE, behind, before)
         return _LAST.reader
+
+
+def _torch_way(wanted: TorchSums, code: str) -> Reducing:
+    """Return how torch adds up values of a type for a request."""
+    if wanted.kind == "norm":
+        return "numbers" if code == "F16" else "lanes"
+    return "rows" if code == "F32" else "pairs"

@@ -229,20 +229,22 @@ class ReducedTiles:
         (found,) = self._run(first, count, partial(self._code.parts, rows))
         return found
 
-    def add_squares(
-        self, sums: np.ndarray, first: int, count: int, each: int, *, carried: bool
-    ) -> None:
+    def add_squares(self, sums: np.ndarray, first: int, count: int, each: int) -> None:
         """Add squares of consecutive elements to sums as torch does.
 
         Args:
             sums: float32 [rows, values, lanes], of rows that follow each other.
             first, count: Which elements.
             each: Elements of a row.
-            carried: The sums of a row are those that the next begins with, and there is a row more
-                for the last. Otherwise each has its own.
         """
-        rows = np.array([each, int(carried)], np.int64)
+        rows = np.array([each, 0], np.int64)
         (_,) = self._run(first, count, partial(self._code.add_squares, sums, rows))
+
+    def add_whole(
+        self, squares: np.ndarray, first: int, count: int, rows: int, told: np.ndarray
+    ) -> None:
+        """Add consecutive elements as torch does; see ``NativeReduction.add_whole``."""
+        (_,) = self._run(first, count, partial(self._code.add_whole, squares, rows), told)
 
     def sums_along_first(self, columns: int, rows: int) -> np.ndarray:
         """Return the sums over a matrix's rows, [sums, columns], each row read once."""

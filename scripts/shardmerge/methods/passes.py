@@ -345,10 +345,17 @@ class Together:
     """Asks for several at once, which take one pass over whole tensors; the answer is a list.
 
     Args:
-        wanted: What is asked for; none needs another's answer.
+        wanted: What is asked for of the same vectors and chunks; none needs another's answer.
+
+    Raises:
+        ValueError: If vectors or chunks differ.
     """
 
     wanted: tuple[TorchSums, ...]
+
+    def __post_init__(self) -> None:
+        if len({(one.axis, one.chunk) for one in self.wanted}) != 1:
+            raise ValueError("sums of different vectors or chunks")
 
 
 @dataclass(frozen=True)

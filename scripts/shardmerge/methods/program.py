@@ -91,12 +91,13 @@ Reducing = Literal[
     "pairs",
     "lanes",
     "numbers",
+    "whole",
 ]
-#: Returns it by the codes of the values' types.
-ReducingOf = Callable[[Sequence[str]], Reducing]
+#: Returns it by the codes of the values' types; of ``whole`` how each value is added up.
+ReducingOf = Callable[[Sequence[str]], "Reducing | tuple[Reducing, ...]"]
 #: Those that are added up in torch's order: sums, by vectors or pairs of them, and norms, by the
-#: lanes of a vector or number by number.
-IN_TORCH_ORDER = ("rows", "pairs", "lanes", "numbers")
+#: lanes of a vector or number by number; or ``whole`` tensors of both, at once.
+IN_TORCH_ORDER = ("rows", "pairs", "lanes", "numbers", "whole")
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ class Reduction:
         values: What is reduced.
         code: Of the type that ``sums`` are made in, which their values have.
         in_row: Whether a call goes through elements of one row, of which tables have one number.
+        ways: Of ``whole``, how each value is added up.
     """
 
     leaves: tuple[str, ...]
@@ -122,6 +124,7 @@ class Reduction:
     tables: tuple[str, ...] = ()
     code: str = "F64"
     in_row: bool = False
+    ways: tuple[Reducing, ...] = ()
 
     __hash__ = _hash_once
 

@@ -55,6 +55,10 @@ class StepValue:
         return StepValue(self.writer, value)
 
     def __add__(self, other: StepValue | float) -> StepValue:
+        number = other.constant() if isinstance(other, StepValue) else other
+        if 0.0 in (self.constant(), number) and self.dtype != "F64":
+            # what is added to 0 has its type already
+            return self._step("add", other, dtype=_common(self, other))
         return self._step("add", other)
 
     def __sub__(self, other: StepValue | float) -> StepValue:

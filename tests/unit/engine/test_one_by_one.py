@@ -25,6 +25,9 @@ VALUES: dict[str, Draw] = {
     "large": lambda random: random.normal(0, 3000, COUNT),
     "subnormal": lambda random: random.normal(0, 1e-7, COUNT),
     "of all sizes": lambda random: random.normal(0, 10.0 ** random.integers(-7, 4, COUNT)),
+    # one square reaches a power of 2, the next adds what is odd in smaller units
+    "up to a power of 2": lambda _: np.isin(np.arange(COUNT), [700, 2100]) * 1.414
+    + np.isin(np.arange(COUNT), [701, 2200]) * 1.14,
     "an infinity": lambda _: np.where(np.arange(COUNT) == 20_000, np.inf, 1.0),
     "not a number": lambda _: np.where(np.arange(COUNT) == 20_000, np.nan, 1.0),
 }  # fmt: skip

@@ -66,13 +66,11 @@ def fed(
     codes: Sequence[str],
     wanted: TorchSums,
     rows: tuple[int, int] | None = None,
-    step: int = BLOCK,
 ) -> Generator[tuple[Sequence[Any], int, int], None, np.ndarray]:
     """Yield what is to be fed, as ``Feed`` takes it, and return as ``torch_sums`` does.
 
     Args:
         shape, codes, wanted, rows: As of ``torch_sums``.
-        step: Elements of one vector that are fed at a time, of whole tiles.
     """
     number, length = vectors(shape, wanted.axis)
     if number > 1 and along_first(shape, wanted.axis):
@@ -80,7 +78,7 @@ def fed(
     found = []
     for first, size, together in _vectors(number, length, wanted.chunk, rows):
         sums = [new_sum(wanted, size, code, together) for code in codes]
-        most = max(BLOCK, size * together) if together > 1 else step
+        most = max(BLOCK, size * together) if together > 1 else BLOCK
         for at in range(first, first + size * together, most):
             yield sums, at, min(most, first + size * together - at)
         found.append([one.result() for one in sums])
@@ -164,6 +162,10 @@ class TorchSum:
         """Add the next rows, added up ``rows`` at a time, float32 [vectors x parts, 32]."""
         parts = parts.reshape(self.together, -1, ROW)
         self._levels.add(parts.swapaxes(0, 1), 1)
+
+    def begin_with(self, higher: np.ndarray) -> None:
+        """Begin behind rows that others have added up, float32 [HIGHER, 32]: of one vector."""
+        self._levels.begin_with(higher[:, None])
 
     def _folded(self, values: np.ndarray) -> np.ndarray:
         if self._fold == 1:

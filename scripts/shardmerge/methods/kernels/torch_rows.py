@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-#: Partial sums of a vector, vectors of a row, levels of sums of rows.
-VECTOR, VECTORS, _LEVELS = 8, 4, 4
+#: Partial sums of a vector, vectors of a row, levels of sums of rows: one and higher ones.
+VECTOR, VECTORS, HIGHER = 8, 4, 3
+_LEVELS = 1 + HIGHER
 ROW = VECTOR * VECTORS
 #: Numbers from which on it takes less to round them together.
 _MANY = 256
@@ -43,6 +44,10 @@ class Levels:
         if whole:
             groups = rows[:whole].reshape(whole // self.step, self.step, *rows.shape[1:])
             self.add(sum_of_groups(groups), level + 1)
+
+    def begin_with(self, higher: np.ndarray) -> None:
+        """Take the sums of all rows before, of which none wait, float32 [HIGHER, rows' shape]."""
+        self._waiting[1:] = [one[None] for one in higher]
 
     def total(self) -> np.ndarray:
         """Return the sum."""
