@@ -155,7 +155,9 @@ def _reduction(
     ways, kind = (found, "whole") if isinstance(found, tuple) else ((), found)
     code = "F32" if kind == "sums" and "F64" not in kinds else "F64"
     loads, tables = tuple(writer.loads), tuple(writer.tables)
-    return Reduction(codes, tuple(writer.steps), loads, kind, values, tables, code, ways), x.given
+    return Reduction(
+        codes, tuple(writer.steps), loads, kind, values, tables, code, ways=ways
+    ), x.given
 
 
 def _compiler(

@@ -32,6 +32,7 @@ from shardmerge.engine import (
     row_ranks,
     row_steps,
 )
+from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.passes import RAISED, RAISED_SINGLE
 from shardmerge.methods.program import Program, Reduction
 
