@@ -44,7 +44,7 @@ def merge_task_vectors(group: Group, keep: Keep, consensus: bool) -> Passes:
         if consensus:
             mixed = agreeing(x, parts, weights, values["normalize"])
         elif divisor != 1.0:
-            mixed = mixed / divisor
+            mixed = x.quotient(mixed, divisor)
         if values["lambda"] != 1:
             mixed = mixed * values["lambda"]
         return mixed + x[base]
