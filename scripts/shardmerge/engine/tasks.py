@@ -127,8 +127,8 @@ def needs_torch(tasks: Sequence[TensorTask]) -> bool:
 def uses_card(tasks: Sequence[TensorTask], device: str) -> bool:
     """Whether a job computes on an accelerator, where there is native code.
 
-    What native code computes stays on the processor: one core takes less time for it than a job
-    takes to open a card and to bring the bytes there and back.
+    What native code computes stays on the processor: for most methods one core takes less time than
+    a job takes to open a card and to bring the bytes there and back.
 
     Args:
         tasks: Of the job's tensors.
