@@ -235,8 +235,7 @@ def _row(name: str, rows: Mapping[str, Mapping[str, Sequence[Figures]]]) -> list
     found, sources = rows[name], models_of(name)
 
     def median(label: str, key: str, method: str = name) -> float | None:
-        runs = rows.get(method, {}).get(label)
-        return statistics.median(figures[key] for figures in runs) if runs else None
+        return _median(rows.get(method, {}).get(label), key)
 
     linear = median(OURS, "seconds", {2: OF_TWO, 3: "linear"}.get(sources, ""))
     whole, merge = median(OURS, "seconds"), median(OURS, "merge")
@@ -261,12 +260,13 @@ def card_table(rows: Mapping[str, Mapping[str, Sequence[Figures]]], place: Place
     columns += [(place.on_card, "seconds"), (place.on_card, "merge"), (MERGEKIT_CARD, "seconds")]
     found = []
     for name, own in rows.items():
-        medians = (
-            statistics.median(figures[key] for figures in own[label]) if own.get(label) else None
-            for label, key in columns
-        )
+        medians = (_median(own.get(label), key) for label, key in columns)
         found.append([f"`{name}`", str(models_of(name)), *map(_number, medians)])
     return table(head, found)
+
+
+def _median(runs: Sequence[Figures] | None, key: str) -> float | None:
+    return statistics.median(figures[key] for figures in runs) if runs else None
 
 
 def _ratio(one: float | None, other: float | None) -> float | None:

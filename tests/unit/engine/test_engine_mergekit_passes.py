@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +28,10 @@ NAMES = [
     one.name for one in methods() if MERGEKIT in one.renderings and one.renderings[MERGEKIT].passes
 ]
 NARROW = (torch.float16, torch.bfloat16, torch.float32)
-pytestmark = pytest.mark.skipif(not torch_order_is_known(), reason="torch adds otherwise here")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(not torch_order_is_known(), reason="torch adds otherwise here"),
+]
 
 
 def built(folder: Path, name: str, group: Group, tag: str = "out") -> torch.Tensor:

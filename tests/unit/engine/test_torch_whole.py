@@ -21,21 +21,16 @@ from shardmerge.methods.kernels.torch_rows import ROW, sum_of_groups
 from shardmerge.methods.passes import Elements, ElementValue, Together, TorchSums
 from shardmerge.methods.program import torch_order_is_known
 
-pytestmark = pytest.mark.skipif(
-    not (native.is_usable() and torch_order_is_known()), reason="no such passes here"
-)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(
+        not (native.is_usable() and torch_order_is_known()), reason="no such passes here"
+    ),
+]
 CODES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 WAYS = {"F16": ("numbers", "pairs"), "BF16": ("lanes", "pairs"), "F32": ("lanes", "rows")}
 #: Less than a part, less than a tile, whole tiles, and so many that every level of sums is full.
 COUNTS = [200, 5 * 1024 + 33, BLOCK - 1, 9 * BLOCK, 2**22 + 3 * BLOCK + 1000]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Tensors:

@@ -45,7 +45,7 @@ SHAPES = {
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
