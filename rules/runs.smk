@@ -85,10 +85,10 @@ def end_run():
 
 def check_targets(files, making):
     """Refuse files as targets that no job of the plan makes."""
-    from shardmerge.run.asked import Asked  # seldom needed
+    from shardmerge.run.asked import TargetFiles  # seldom needed
     from shardmerge.run.wildcards import Wildcards
 
-    asked = Asked(Wildcards(TARGETS, SWEEPS, CONVERSIONS).meanings, making)
+    asked = TargetFiles(Wildcards(TARGETS, SWEEPS, CONVERSIONS).meanings, making)
     for file in files:
         asked.check(file)
 

@@ -38,12 +38,12 @@ STRANGE = {{
 def write(files, making):
     from snakemake.io import strip_wildcard_constraints
     from shardmerge.base.errors import UserError
-    from shardmerge.run.asked import Asked, Making, RuleFile
+    from shardmerge.run.asked import TargetFiles, Makeable, RuleFile
     from shardmerge.run.wildcards import Wildcards
     meanings = Wildcards(TARGETS, SWEEPS, CONVERSIONS).meanings
     files = [RuleFile(file.pattern, own=True) for file in making.files]
     makers = lambda path: [(values, True) for values, _ in making.makers(path)]
-    asked = Asked(meanings, Making(makers, files, making.names))
+    asked = TargetFiles(meanings, Makeable(makers, files, making.names))
 
     def told(path):
         try:
@@ -120,7 +120,10 @@ def make_everything(folder: Path) -> None:
         deltas="store",
         recipes=[f"config/recipes/{DEMO_NAME}.yaml", "own.yaml"],
         silence=["rope-blend", "norms-summed"],
-        exports={"gguf": {"types": ["q8_0"], "imatrix": "config/tasks/demo/text.txt"}, "compressed": {"schemes": ["fp8-dynamic"]}},
+        exports={
+            "gguf": {"types": ["q8_0"], "imatrix": probes["text"]},
+            "compressed": {"schemes": ["fp8-dynamic"]},
+        },
         publish={"repository": "me/{name}", "sign": {"sigstore": True}, "collection": "all"},
         sweep={
             "recipe": "config/recipes/tiny-sweep.yaml",

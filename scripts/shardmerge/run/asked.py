@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import islice
 
 from shardmerge.base.errors import UserError, did_you_mean, misspelt
-from shardmerge.run.wildcards import Meaning, Values
+from shardmerge.run.wildcards import Meaning, PathValues
 
 #: How alike a value must be to one that is suggested instead.
 _ALIKE = 0.6
@@ -37,11 +37,11 @@ class RuleFile:
         """Names of its wildcards, each once."""
         return list(dict.fromkeys(_WILDCARD.findall(self.pattern)))
 
-    def path(self, values: Values) -> str:
+    def path(self, values: PathValues) -> str:
         """Return the path with values of the wildcards."""
         return _WILDCARD.sub(lambda found: values[found[1]], self.pattern)
 
-    def values(self, path: str) -> Values | None:
+    def values(self, path: str) -> PathValues | None:
         """Return what the wildcards are in a path, None if it is not of this pattern."""
         one = self._expression("[^/]+").fullmatch(path)
         found = one or self._expression(".+").fullmatch(path)
@@ -60,7 +60,7 @@ class RuleFile:
 
 
 @dataclass(frozen=True)
-class Making:
+class Makeable:
     """What the rules that were read can make.
 
     Args:
@@ -70,7 +70,7 @@ class Making:
         names: Rules that can be targets themselves.
     """
 
-    makers: Callable[[str], Sequence[tuple[Values, bool]]]
+    makers: Callable[[str], Sequence[tuple[PathValues, bool]]]
     files: Sequence[RuleFile]
     names: Collection[str]
 
@@ -83,20 +83,20 @@ class _Guess:
         right: How many of its wildcards have a value that the plan has.
         wrong: The first wildcard that has none.
         values: Of the wildcards.
-        known: Values that the plan has for the wrong one.
+        known: PathValues that the plan has for the wrong one.
         near: The path of a file of that kind that the plan has, if one is like it.
         likeness: Of that path, from 0 to 1.
     """
 
     right: int
     wrong: str
-    values: Values
+    values: PathValues
     known: Collection[str]
     near: str | None
     likeness: float
 
 
-class Asked:
+class TargetFiles:
     """Looks at the files that are targets.
 
     Args:
@@ -104,7 +104,7 @@ class Asked:
         making: What the rules can make.
     """
 
-    def __init__(self, meanings: Mapping[str, Meaning], making: Making) -> None:
+    def __init__(self, meanings: Mapping[str, Meaning], making: Makeable) -> None:
         self._meanings, self._making = meanings, making
 
     def check(self, path: str) -> None:
@@ -143,7 +143,7 @@ class Asked:
             for values, own in self._making.makers(path)
         )
 
-    def _first_unknown(self, values: Values) -> str | None:
+    def _first_unknown(self, values: PathValues) -> str | None:
         """Return the first wildcard whose value the plan does not have, None if it has all."""
         for name, meaning in self._meanings.items():
             if name in values and values[name] not in meaning.known(values):
@@ -151,7 +151,7 @@ class Asked:
         return None
 
     def _fits(self, file: RuleFile, path: str) -> bool:
-        """Whether the plan has all values in the path of a file, which a rule is limited not to make."""
+        """Whether the plan has all that a path names, though no rule makes the file here."""
         values = file.values(path) if file.own and file.wildcards else None
         return values is not None and self._first_unknown(values) is None
 
@@ -166,8 +166,8 @@ class Asked:
                 alike = difflib.SequenceMatcher(None, near or "", path).ratio() if near else 0.0
                 yield _Guess(order.index(wrong), wrong, values, known, near, alike)
 
-    def _nearest(self, file: RuleFile, values: Values) -> str | None:
-        """Return the path with each value that is unknown replaced by the nearest, if one is near."""
+    def _nearest(self, file: RuleFile, values: PathValues) -> str | None:
+        """Return the path with the nearest values in place of unknown ones, if some are near."""
         changed = dict(values)
         while wrong := self._first_unknown(changed):
             near = misspelt(changed[wrong], self._meanings[wrong].known(changed), _ALIKE)
@@ -194,7 +194,7 @@ class Asked:
             if file.own or not file.wildcards:
                 yield from islice(self._paths(file, {}, path), _MOST)
 
-    def _paths(self, file: RuleFile, values: Values, path: str) -> Iterator[str]:
+    def _paths(self, file: RuleFile, values: PathValues, path: str) -> Iterator[str]:
         left = [name for name in self._meanings if name in file.wildcards and name not in values]
         if left:
             known = self._meanings[left[0]].known(values)

@@ -19,7 +19,7 @@ from snakemake.io import strip_wildcard_constraints
 from snakemake.target_jobs import parse_target_jobs_cli_args
 
 if TYPE_CHECKING:
-    from shardmerge.run.asked import Making
+    from shardmerge.run.asked import Makeable
 
 #: A shard's identity is the digest in its params. Where its inputs lie, and when they or the code
 #: were touched, does not change it; as inputs that are there already are not asked for, Snakemake's
@@ -206,7 +206,7 @@ def look_for_tables_without_loading_pandas(workflow: Any) -> None:
     _once_there_is_a_graph(workflow, look)
 
 
-def at_file_targets(workflow: Any, look: Callable[[Sequence[str], Making], object]) -> None:
+def at_file_targets(workflow: Any, look: Callable[[Sequence[str], Makeable], object]) -> None:
     """Call a function with the files that are targets, if there are any, before a graph is made.
 
     A job on a cluster has none: it is started for a rule and its wildcards.
@@ -222,7 +222,7 @@ def at_file_targets(workflow: Any, look: Callable[[Sequence[str], Making], objec
 
         async def init(self: Any, *args: Any, **options: Any) -> None:
             if self.targetfiles:
-                look(sorted(self.targetfiles), _making(self, ours))
+                look(sorted(self.targetfiles), _makeable(self, ours))
             await kind.init(self, *args, **options)
 
         own.dag.__class__ = type(kind.__name__, (kind,), {"init": init})
@@ -230,9 +230,9 @@ def at_file_targets(workflow: Any, look: Callable[[Sequence[str], Making], objec
     _once_there_is_a_graph(workflow, prepare)
 
 
-def _making(dag: Any, ours: str) -> Making:
+def _makeable(dag: Any, ours: str) -> Makeable:
     """Return what the rules of a graph can make."""
-    from shardmerge.run.asked import Making, RuleFile  # seldom needed
+    from shardmerge.run.asked import Makeable, RuleFile  # seldom needed
 
     def makers(path: str) -> list[tuple[Mapping[str, str], bool]]:
         rules = dag.output_index.match_producers(path)
@@ -244,7 +244,7 @@ def _making(dag: Any, ours: str) -> Making:
         for file in rule.products()
     ]
     files.sort(key=lambda file: file.pattern)  # rules are a set
-    return Making(makers, files, [rule.name for rule in dag.rules if not rule.has_wildcards()])
+    return Makeable(makers, files, [rule.name for rule in dag.rules if not rule.has_wildcards()])
 
 
 def _folder(place: Any) -> str:

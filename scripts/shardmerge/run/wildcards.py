@@ -14,14 +14,13 @@ from pathlib import PurePath
 from shardmerge.base.weightfolders import shard_name
 from shardmerge.plan.decide import MODELS
 from shardmerge.plan.plan import Build
-from shardmerge.run.exported_shards import small_files
 from shardmerge.run.idle import GIVE_SWEEP, NAME_FORMS, NAME_TASKS
 from shardmerge.run.sweeping import SweepTargets
 from shardmerge.run.targets import Targets
 from shardmerge.sources.pickles import Conversion
 
-#: Values of the wildcards of a file.
-Values = Mapping[str, str]
+#: PathValues of the wildcards of a file.
+PathValues = Mapping[str, str]
 _WEIGHTS, _INDEX = ".safetensors", ".safetensors.index.json"
 
 
@@ -35,7 +34,7 @@ class Meaning:
         lacking: What to do where the plan has none at all.
     """
 
-    known: Callable[[Values], Collection[str]]
+    known: Callable[[PathValues], Collection[str]]
     unknown: str
     lacking: str | None = None
 
@@ -59,9 +58,7 @@ class Wildcards:
         """Each wildcard, after those that its values depend on."""
         plan, targets, exports = self._targets.plan, self._targets, self._targets.exports
         return {
-            "name": Meaning(
-                lambda w: plan.builds, "there is no model {name!r} that is built"
-            ),
+            "name": Meaning(lambda w: plan.builds, "there is no model {name!r} that is built"),
             "adapter": Meaning(
                 lambda w: plan.adapters,
                 "there is no adapter {adapter!r} that is extracted",
@@ -83,17 +80,14 @@ class Wildcards:
                 NAME_FORMS,
             ),
             "shard": Meaning(
-                lambda w: [shard_name(job.output).removesuffix(_WEIGHTS) for job in self._build(w).shards],
+                self._shards,
                 "model {name!r} has no weight file {shard!r}",
             ),
             "index": Meaning(
                 lambda w: [index.removesuffix(_INDEX) for index in self._build(w).indexes],
                 "model {name!r} has no weight files that an index {index!r} would list",
             ),
-            "file": Meaning(
-                lambda w: [*self._build(w).files, *(small_files(self._build(w)) if "scheme" in w else [])],
-                "model {name!r} has no file {file!r}",
-            ),
+            "file": Meaning(lambda w: self._build(w).files, "model {name!r} has no file {file!r}"),
             "tokenizer": Meaning(
                 self._tokenizer, "no file {tokenizer!r} is written for the tokenizer of {name!r}"
             ),
@@ -136,9 +130,7 @@ class Wildcards:
                 lambda w: [one.name for one in self._sweeps.sweeps[w["sweep"]].built],
                 "sweep {sweep!r} has no trial {trial!r} that is built",
             ),
-            "made": Meaning(
-                lambda w: self._made, "no sources are made in a folder {made!r}"
-            ),
+            "made": Meaning(lambda w: self._made, "no sources are made in a folder {made!r}"),
             "digest": Meaning(
                 lambda w: self._made[w["made"]], "no recipe needs a source of the digest {digest!r}"
             ),
@@ -163,15 +155,19 @@ class Wildcards:
                 lambda w: self._fetched[w["repo"]][w["commit"]],
                 "no job needs a file {fetched!r} of {repo!r} at that commit",
             ),
-        }  # fmt: skip
+        }
 
-    def _build(self, w: Values) -> Build:
+    def _build(self, w: PathValues) -> Build:
         return self._targets.plan.builds[w["name"]]
 
-    def _exported(self, w: Values) -> bool:
+    def _exported(self, w: PathValues) -> bool:
         return w["name"] in self._targets.plan.loadable
 
-    def _tokenizer(self, w: Values) -> list[str]:
+    def _shards(self, w: PathValues) -> list[str]:
+        jobs = self._build(w).shards
+        return [shard_name(job.output).removesuffix(_WEIGHTS) for job in jobs]
+
+    def _tokenizer(self, w: PathValues) -> list[str]:
         folder = self._targets.paths.tokenizer_file(w["name"], "")
         paths = self._build(w).files.values()
         return [path.removeprefix(folder) for path in paths if path.startswith(folder)]
