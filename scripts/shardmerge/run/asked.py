@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 
 from shardmerge.base.errors import UserError, did_you_mean, misspelt
@@ -16,7 +15,7 @@ from shardmerge.run.wildcards import Meaning, PathValues
 #: How alike a value must be to one that is suggested instead.
 _ALIKE = 0.6
 #: Files of one kind that are looked at to guess which one was meant.
-_MOST = 200
+_MOST = 50
 _WILDCARD = re.compile(r"\{(\w+)\}")
 
 
@@ -83,7 +82,7 @@ class _Guess:
         right: How many of its wildcards have a value that the plan has.
         wrong: The first wildcard that has none.
         values: Of the wildcards.
-        known: PathValues that the plan has for the wrong one.
+        known: Values that the plan has for the wrong one.
         near: The path of a file of that kind that the plan has, if one is like it.
         likeness: Of that path, from 0 to 1.
     """
@@ -127,13 +126,14 @@ class TargetFiles:
         if guesses := list(self._guesses(path)):
             self._tell(path, max(guesses, key=lambda guess: (guess.right, guess.likeness)))
         if os.path.basename(path) == path:
-            words = {*self._making.names, *self._files}
-            raise UserError(f"there is no target {path!r}", hint=did_you_mean(path, words))
-        inside = [file for file in self._files if file.startswith(f"{path.rstrip('/')}/")]
-        if inside:
+            single = [file.pattern for file in self._making.files if not file.wildcards]
+            hint = did_you_mean(path, [*self._making.names, *single])
+            raise UserError(f"there is no target {path!r}", hint=hint)
+        known = list(self._files_like(path))
+        if inside := [file for file in known if file.startswith(f"{path}/")]:
             hint = f"Name a file in it, such as {min(inside, key=len)!r}."
             raise UserError("is a folder, and targets are files", path, hint)
-        near = misspelt(path, self._files_like(path), _ALIKE)
+        near = misspelt(path, known, _ALIKE)
         raise UserError("no rule makes such a file", path, near and f"Did you mean {near!r}?")
 
     def _is_made(self, path: str) -> bool:
@@ -183,10 +183,6 @@ class TargetFiles:
         if guess.near:
             hint = f"Did you mean {guess.near!r}?"
         raise UserError(meaning.unknown.format_map(guess.values), path, hint)
-
-    @cached_property
-    def _files(self) -> list[str]:
-        return list(self._files_like(""))
 
     def _files_like(self, path: str) -> Iterator[str]:
         """Yield files of the plan, of each kind those first that share words with a path."""

@@ -19,7 +19,7 @@ from shardmerge.run.sweeping import SweepTargets
 from shardmerge.run.targets import Targets
 from shardmerge.sources.pickles import Conversion
 
-#: PathValues of the wildcards of a file.
+#: Values of the wildcards in a path.
 PathValues = Mapping[str, str]
 _WEIGHTS, _INDEX = ".safetensors", ".safetensors.index.json"
 
