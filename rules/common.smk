@@ -118,7 +118,7 @@ FIXED_THREADS = {
     "benchmark": RESOURCES["benchmark_threads"],
 }
 merge_threads = threads_of_merges(
-    RESOURCES["merge_threads"], OUTPUTS, workflow.cores if HEAD and LOCAL else None
+    RESOURCES["merge_threads"], OUTPUTS, snakemake_internals.cores_here(workflow)
 )
 BENCHMARK = SETTINGS["benchmark"]
 GGUF = SETTINGS["exports"]["gguf"]
