@@ -37,7 +37,7 @@ rule build_factors:
         "<benchmarks>/build_factors/{adapter}/{factors}.tsv"
     conda:
         "../envs/merge.yaml"
-    threads: RESOURCES["merge_threads"]
+    threads: FIXED_THREADS["merge"]
     resources:
         mem_mb=lambda w, attempt: megabytes(factor_job(w).memory) * attempt,
         disk_mb=lambda w: megabytes(2 * factor_job(w).bytes_written),

@@ -28,7 +28,7 @@ from shardmerge.run.failing import failures
 from shardmerge.run.idle import MAY_BE_IDLE, idle
 from shardmerge.run.inputlists import keep_lists, list_path
 from shardmerge.run.needed import check_torch
-from shardmerge.run.resources import megabytes, minutes
+from shardmerge.run.resources import fixed_threads, megabytes, minutes, threads_of_merges
 from shardmerge.run.shellwords import shell_prefix
 from shardmerge.run.sweeping import SWEEP_FILES, SweepTargets
 from shardmerge.run.targets import HASHES, TASKS, Targets, fetch_options
@@ -98,7 +98,8 @@ if HEAD and not (DEPLOYED or DRY or SHOWN or REPORTS):
     exit_on_user_error(check_torch)(PLAN.torch)
 SWEEPING = bool(ASKED & {"sweep", "search"})
 EXPECTED = [b for b in PLAN.builds.values() if SWEEPING or not b.trial]
-WORKER.expect((job.output for build in EXPECTED for job in build.shards), PLAN.torch)
+OUTPUTS = [job.output for build in EXPECTED for job in build.shards]
+WORKER.expect(OUTPUTS, PLAN.torch)
 TARGETS = exit_on_user_error(Targets)(SETTINGS, PLAN, TRIED)
 SWEEPS = SweepTargets(
     TRIED, TARGETS, dry=DRY, forced=lambda: snakemake_internals.is_forced(workflow)
@@ -111,6 +112,14 @@ if HEAD and not REPORTS:
     for sentence in idle(ASKED, TARGETS, sweeps=bool(TRIED)):
         tell(sentence)
 RESOURCES = SETTINGS["resources"]
+# Of jobs whose last bits may depend on their number.
+FIXED_THREADS = {
+    "merge": fixed_threads(RESOURCES["merge_threads"]),
+    "benchmark": RESOURCES["benchmark_threads"],
+}
+merge_threads = threads_of_merges(
+    RESOURCES["merge_threads"], OUTPUTS, snakemake_internals.cores_here(workflow)
+)
 BENCHMARK = SETTINGS["benchmark"]
 GGUF = SETTINGS["exports"]["gguf"]
 if HEAD and (TARGETS.measured or SWEEPS.sweeps):
@@ -151,7 +160,7 @@ BUILT = Built(
 MERGE_OPTIONS = [f"--device={SETTINGS['device']}", f"--link={SETTINGS['link']}"]
 FACTOR_OPTIONS = [
     f"--device={SETTINGS['device']}",
-    f"--threads={RESOURCES['merge_threads']}",
+    f"--threads={FIXED_THREADS['merge']}",
 ]
 shell.prefix(
     # A deployed environment has its own python; else it is the one that runs Snakemake.

@@ -131,7 +131,7 @@ rule compress_shard:
         "<logs>/compress_shard/{name}/{scheme}/{shard}.log",
     conda:
         "../envs/compressed.yaml"
-    threads: RESOURCES["merge_threads"]
+    threads: FIXED_THREADS["merge"]
     resources:
         mem_mb=lambda w, attempt: megabytes(exported_shard(w).memory) * attempt,
         runtime=lambda w, attempt: minutes(

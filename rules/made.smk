@@ -26,7 +26,7 @@ rule make_source:
         lambda w: {"merge": "../envs/merge.yaml", "benchmark": "../envs/benchmark.yaml"}[
             made_job(w).environment
         ]
-    threads: lambda w: RESOURCES[f"{made_job(w).environment}_threads"]
+    threads: lambda w: FIXED_THREADS[made_job(w).environment]
     resources:
         mem_mb=lambda w, attempt: megabytes(made_job(w).memory) * attempt,
         disk_mb=lambda w: megabytes(made_job(w).bytes_written),
@@ -36,7 +36,7 @@ rule make_source:
         # not the threads that are there: a last bit may depend on their number
         options=lambda w: [
             f"--device={SETTINGS['device']}",
-            f"--threads={RESOURCES[f'{made_job(w).environment}_threads']}",
+            f"--threads={FIXED_THREADS[made_job(w).environment]}",
         ],
     shell:
         'python "$SCRIPTS"/make_source.py --job={wildcards.digest:q}'

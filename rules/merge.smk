@@ -21,9 +21,9 @@ rule merge_shard:
     priority: 2  # first, since the disk is what takes longest; checks come last
     conda:
         "../envs/merge.yaml"
-    threads: RESOURCES["merge_threads"]
+    threads: lambda w: merge_threads(job_of(w))
     resources:
-        mem_mb=lambda w, attempt: megabytes(job_of(w).memory) * attempt,
+        mem_mb=lambda w, threads, attempt: megabytes(job_of(w).memory_for(threads)) * attempt,
         disk_mb=lambda w: megabytes(job_of(w).bytes_written),
         runtime=lambda w, attempt: shard_minutes(job_of(w), attempt),
         gpu=lambda w: int(job_of(w).card),

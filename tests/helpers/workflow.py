@@ -93,7 +93,6 @@ class Project:
         values = {
             "recipes": ["recipe.yaml"],
             "sources": {name: f"models/{name}" for name in FILES},
-            "resources": {"merge_threads": 1},
         }
         text = yaml.safe_dump(values | changes)
         (self.folder / "cfg.yaml").write_text(text, encoding="utf-8")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
-from helpers.workflow import NAME, Once, Project
+from helpers.workflow import FILES, NAME, Once, Project
 
 #: Large enough that a job can be caught while it writes.
 LARGE = {"hidden": 256, "inter": 1536, "vocab": 4096, "kv": 128}
@@ -34,6 +36,30 @@ class TestSameBytes:
         stored = list((project.folder / "results" / "deltas").rglob("*.safetensors"))
         assert bool(stored) == (deltas == "store")
         assert project.parts() == []
+
+    def test_cores_that_have_no_shard_help_with_others(self, tmp_path: Path) -> None:
+        """Three shards of TIES on six cores; sums gain nothing."""
+        base, *others = FILES
+        ties = {
+            "name": "merged",
+            "merge_method": "ties",
+            "base_model": base,
+            "models": [{"model": one, "parameters": {"density": 0.5}} for one in others],
+            "parameters": {"weight": 1.0},
+            "dtype": "float16",
+        }
+        project = Project.create(tmp_path / "project", yaml.safe_dump(ties))
+        commands = project.run("-n", "-p", "--until", "merge_shard", cores=6).stdout
+        assert re.findall(r"merge\.py .*--threads=(\d+)", commands) == ["2"] * 3
+        project.build(cores=6)
+        shards = project.shards("merged")
+        project.configure(resources={"merge_threads": 1})
+        project.build("--forceall", "--until", "merge_shard", cores=1)
+        assert project.shards("merged") == shards
+        project.write_documents([ties | {"merge_method": "task_arithmetic"}])
+        project.configure()
+        commands = project.run("-n", "-p", "--until", "merge_shard", cores=6).stdout
+        assert re.findall(r"merge\.py .*--threads=(\d+)", commands) == ["1"] * 3
 
     def test_two_hash_seeds_plan_the_same(self, tmp_path: Path) -> None:
         """A digest that followed the order of a set would differ between the two."""

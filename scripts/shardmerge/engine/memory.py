@@ -22,13 +22,15 @@ from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.arranging import arranging_bytes
 from shardmerge.engine.decoding import decoding_bytes
-from shardmerge.engine.tasks import TensorTask, uses_card
+from shardmerge.engine.tasks import TensorTask, is_prepared, uses_card
 from shardmerge.methods.program import LANES
 from shardmerge.methods.registry import workspace_elements
 
 MIB = 1 << 20
 #: Resident memory of any job, beside what it holds: torch is two thirds of it.
 STREAMING_BYTES = 400_000_000
+#: What the passes of a tensor take beside what they hold, or torch to make a whole one.
+_PASSES = 48 * MIB
 #: What a CUDA context and its libraries add on the host.
 CUDA_BYTES = 3 << 30
 #: Bytes of an element while it is chosen by torch's order, and where torch itself does it.
@@ -43,8 +45,6 @@ _CHOSEN_AT_ONCE = 24 << 20
 MASKED = 1 << 27
 #: Of so many elements a byte counts those that change place in a sort of what is not held.
 _COUNTED = 32
-#: Elements of tensors that are still being written while the next one is begun.
-BEHIND = 1 << 25
 #: What is held begins at multiples of so many bytes.
 _APART = 4096
 
@@ -82,6 +82,14 @@ class Tuning:
 TUNING = Tuning()
 
 
+def places_of(threads: int) -> int:
+    """Return how many tensors are made ready at once for so many compute threads.
+
+    One more than there are threads, since one tensor's elements are made meanwhile.
+    """
+    return threads + 1 if threads > 1 else 1
+
+
 def workspace_bytes(tasks: Sequence[TensorTask], device: str = "cpu") -> int:
     """Return the peak resident memory that a job is given, in bytes.
 
@@ -96,14 +104,36 @@ def workspace_bytes(tasks: Sequence[TensorTask], device: str = "cpu") -> int:
         device: ``cpu``, ``cuda`` or ``cuda:N``; of what a card computes, whole tensors lie in its
             memory too.
     """
+    factors = max((_factors(task.products) for task in tasks), default=0)
+    # the reader's, beside that of who makes a whole tensor
+    held = TUNING.lanes * factors + _most_decoding(tasks) + _readiness_bytes(tasks)
+    return STREAMING_BYTES + held + (CUDA_BYTES if uses_card(tasks, device) else 0)
+
+
+def ahead_bytes(tasks: Sequence[TensorTask], device: str = "cpu") -> int:
+    """Return the bytes that each tensor more takes that is made ready at once.
+
+    They are 0 if nothing is made ready, or on a card: more compute threads gain little there.
+
+    Args:
+        tasks: Of a shard's tensors.
+        device: As of ``workspace_bytes``.
+    """
+    if uses_card(tasks, device) or not any(map(is_prepared, tasks)):
+        return 0
+    return _PASSES + _readiness_bytes(tasks)
+
+
+def _readiness_bytes(tasks: Sequence[TensorTask]) -> int:
+    """Return what a tensor takes at most that is made ready, beside the buffers of its passes."""
     whole = max((_held_peak(task.leaves.held, task.numerics) for task in tasks), default=0)
     chosen = max((choosing_bytes(one, t.numerics) for t in tasks for one in t.calls), default=0)
-    factors = max((_factors(task.products) for task in tasks), default=0)
-    # one of the reader's, one of whoever makes a whole tensor
-    decoding = 2 * max((_decoding(task) for task in tasks), default=0)
     between = max((held_bytes(task, TUNING.held) for task in tasks), default=0)
-    held = TUNING.lanes * factors + whole + chosen + decoding + between
-    return STREAMING_BYTES + held + (CUDA_BYTES if uses_card(tasks, device) else 0)
+    return whole + chosen + between + _most_decoding(tasks)
+
+
+def _most_decoding(tasks: Sequence[TensorTask]) -> int:
+    return max((_decoding(task) for task in tasks), default=0)
 
 
 def held_bytes(task: TensorTask, most: int) -> int:
@@ -178,7 +208,7 @@ def choosing_bytes(call: ex.Call, numerics: Numerics) -> int:
     count, masks = ex.elements(call.inputs[0]), len(call.inputs) - (call.base is not None)
     own = count <= CHOOSABLE and is_native(call, (), numerics)
     chosen = _CHOOSING * chosen_at_once(count) + count // _COUNTED if own else _BY_TORCH * count
-    return chosen + masks * (2 * min(count, MASKED) + BEHIND) // 8
+    return chosen + masks * 2 * min(count, MASKED) // 8
 
 
 def _decoding(task: TensorTask) -> int:

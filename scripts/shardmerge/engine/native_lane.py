@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from shardmerge.base.dtypes import DTYPES
+from shardmerge.engine.ahead import Ahead, Prepared
 from shardmerge.engine.chunks import EdgeBuffer
 from shardmerge.engine.device import Slot
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.layout import Chunk
 from shardmerge.engine.native import native, place_of
-from shardmerge.engine.native_steps import StepsOf
+from shardmerge.engine.native_steps import steps_in_passes
 from shardmerge.engine.record import Tally
 from shardmerge.engine.tasks import TensorTask
 
 if TYPE_CHECKING:
+    from shardmerge.engine.held import HeldSources
     from shardmerge.engine.torch_lane import TorchLane
 
 
@@ -26,9 +29,10 @@ class NativeLane:
     Args:
         tasks: Of the shard's tensors.
         files: That the job reads.
-        steps: Finds what native code does for a tensor.
         tally: Where time, sums of squares and new infinite values are counted.
         native: Indices of the tensors that native code computes.
+        ahead: Has what is made before a tensor's elements.
+        hold: Returns a tensor's sources where they are held, of its index and its place; else None.
         other: Computes all others; None where there are none.
     """
 
@@ -36,13 +40,14 @@ class NativeLane:
         self,
         tasks: Sequence[TensorTask],
         files: InputFiles,
-        steps: StepsOf,
         tally: Tally,
         native: Collection[int],
+        ahead: Ahead,
+        hold: Callable[[int, int], HeldSources | None],
         other: TorchLane | None,
     ) -> None:
-        self._tasks, self._files, self._steps = tasks, files, steps
-        self._tally, self._native, self._other = tally, native, other
+        self._tasks, self._files, self._tally = tasks, files, tally
+        self._native, self._ahead, self._hold, self._other = native, ahead, hold, other
         self._edge = EdgeBuffer(lambda size: memoryview(bytearray(size)))
 
     def compute(self, slot: Slot) -> None:
@@ -51,23 +56,51 @@ class NativeLane:
         if not chunks:
             return
         with self._tally.timed("compute"):
-            for chunk in chunks:
-                if chunk.tensor in self._native:
-                    with self._edge.elements(chunk, slot.output.memory) as target:
-                        self._evaluate(chunk, slot, target)
-                    self._steps.release(chunk.tensor)
-            rest = [chunk for chunk in chunks if chunk.tensor not in self._native]
-            if rest:
-                self._other.compute(slot, rest)
+            # in their order, as tensors have their turn
+            for native, part in groupby(chunks, lambda one: one.tensor in self._native):
+                if native:
+                    for chunk in part:
+                        self._compute(chunk, slot)
+                else:
+                    self._other.compute(slot, list(part))
 
-    def _evaluate(self, chunk: Chunk, slot: Slot, target: memoryview) -> None:
+    def prepare_all(self) -> None:
+        """Make what tensors need ahead of other lanes, as a thread of its own."""
+
+        def timed(tensor: int, place: int) -> Prepared:
+            with self._tally.timed("compute"):
+                return self.prepare(tensor, place)
+
+        self._ahead.run(timed)
+
+    def prepare(self, tensor: int, place: int) -> Prepared:
+        """Make what a tensor needs before its elements.
+
+        Args:
+            tensor: Its index.
+            place: The number of the place that it has.
+        """
+        if tensor not in self._native:
+            return self._other.prepare(tensor)
+        held = self._hold(tensor, place)
+        steps = steps_in_passes(self._tasks[tensor], held or self._files, self._tally)
+        return Prepared(steps, held)
+
+    def _compute(self, chunk: Chunk, slot: Slot) -> None:
+        ready = Prepared(self._tasks[chunk.tensor].steps)
+        if chunk.tensor in self._ahead:
+            ready = self._ahead.take(chunk.tensor, self.prepare)
+        with self._edge.elements(chunk, slot.output.memory) as target:
+            self._evaluate(chunk, slot, target, ready)
+        if chunk.tensor in self._ahead:
+            self._ahead.release(chunk.tensor)
+
+    def _evaluate(self, chunk: Chunk, slot: Slot, target: memoryview, ready: Prepared) -> None:
         """Compute a chunk's elements; count and measure what is found."""
-        task = self._tasks[chunk.tensor]
-        steps, name = self._steps(chunk.tensor), task.tensor.name
-        code = native(steps.program)
-        held = self._steps.held(chunk.tensor)
-        if held:
-            places = held.places(chunk.first, chunk.count)
+        task, steps = self._tasks[chunk.tensor], ready.steps
+        code, name = native(steps.program), task.tensor.name
+        if ready.held:
+            places = ready.held.places(chunk.first, chunk.count)
         else:
             places = [slot.arena.address + at for at, _ in chunk.leaves]
         sizes = [DTYPES[one].size for one in steps.program.leaves]

@@ -31,6 +31,7 @@ class Pipeline:
         compute: One function for each compute thread.
         write: Writes a slot's window, or None where nothing is written.
         finish: Called in the caller's thread, in order.
+        beside: What further threads do, which ends by itself or when ``stop`` is called.
         stop: Called when a thread failed, to wake threads that wait outside the pipeline.
     """
 
@@ -42,10 +43,11 @@ class Pipeline:
         compute: Sequence[Callable[[Any], None]],
         write: Callable[[Any], None] | None,
         finish: Callable[[Any], None],
+        beside: Sequence[Callable[[], None]] = (),
         stop: Callable[[], None] = lambda: None,
     ) -> None:
         self._read, self._compute, self._write, self._finish = read, compute, write, finish
-        self._stop_outside = stop
+        self._beside, self._stop_outside = beside, stop
         self._free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
         self._written: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
@@ -64,6 +66,7 @@ class Pipeline:
         """
         threads = [self._thread("read", self._read_all, windows)]
         threads += [self._thread("compute", self._compute_all, one) for one in self._compute]
+        threads += [self._thread("ahead", one) for one in self._beside]
         if self._write:
             threads.append(self._thread("write", self._write_all))
         for thread in threads:

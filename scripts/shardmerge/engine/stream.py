@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import math
 from collections import Counter
@@ -11,22 +12,24 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shardmerge.algebra import expression as ex
+from shardmerge.base.direct import huge_pages
 from shardmerge.base.errors import UserError
 from shardmerge.base.hashing import bound_hash, quick_hasher
 from shardmerge.base.safetensors import parse_header
+from shardmerge.engine.ahead import Ahead
 from shardmerge.engine.device import Cuda, Host, Slot, card_of, check_device, host_buffer
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.layout import Layout, Window, choose_windows
-from shardmerge.engine.memory import TUNING, block_length, held_bytes
+from shardmerge.engine.memory import TUNING, block_length, held_bytes, places_of
 from shardmerge.engine.output import OutputFile
 from shardmerge.engine.pipeline import Pipeline
 from shardmerge.engine.record import Tally
-from shardmerge.engine.tasks import TensorTask, needs_torch, uses_card
+from shardmerge.engine.tasks import TensorTask, is_prepared, needs_torch, uses_card
 from shardmerge.engine.witness import Witness
 
 if TYPE_CHECKING:
     from shardmerge.engine.held import HeldSources
-    from shardmerge.engine.held_room import HeldRoom
+    from shardmerge.engine.native_lane import NativeLane
     from shardmerge.engine.torch_lane import TorchLane
 
 Progress = Callable[[int, int], None]
@@ -69,6 +72,8 @@ class Stream:
         self._cuda = self._device != "cpu"
         # a device needs two lanes to copy and compute at once
         self._lanes = min(max(threads, 2 if self._cuda else 1), TUNING.lanes)
+        # what a card prepares would take its memory once more
+        self._places = 1 if self._cuda else places_of(threads)
         self._hash, self._quick = hashlib.sha256(), quick_hasher()
         self._tensors = Witness(_task_vectors(tasks, layout))
         self._done = 0
@@ -88,23 +93,25 @@ class Stream:
                 length, arena, self._windows = choose_windows(self.layout, tuning)
                 if self._held:
                     self._windows = list(self._without_held().windows(length))
-                compute, stop = [_nothing], _nothing
+                lanes: list[NativeLane] = []
+                makers: list[NativeLane] = []
+                ahead = self._make_ahead()
                 if self._torch or needs_torch(self.tasks):
                     stack.enter_context(_one_torch_thread())
                 if self._torch:
                     stack.enter_context(_current(self._device))
                 slots = self._make_slots(length, arena)
-                room = self._make_room()
                 if self.layout.computed:
-                    compute, stop = self._make_lanes(room)
+                    lanes, makers = self._make_lanes(ahead)
             self._file = file
             Pipeline(
                 slots,
                 read=self._read,
-                compute=compute,
+                compute=[lane.compute for lane in lanes] or [_nothing],
                 write=self._write if file else None,
                 finish=self._finish,
-                stop=stop,
+                beside=[maker.prepare_all for maker in makers],
+                stop=ahead.stop,
             ).run(self._windows)
         return self._hash.hexdigest()
 
@@ -123,42 +130,44 @@ class Stream:
             for _ in range(min(TUNING.slots, len(self._windows)))
         ]
 
-    def _make_lanes(
-        self, room: HeldRoom | None
-    ) -> tuple[list[Callable[[Slot], None]], Callable[[], None]]:
-        """Return a compute function for each thread, and what wakes them after a failure."""
-        from shardmerge.engine.native_lane import NativeLane
-        from shardmerge.engine.native_steps import StepsOf
-
-        others, stop = [None] * self._lanes, _nothing
-        if self._torch:
-            others, stop = self._make_torch_lanes()
-        steps = StepsOf(self.tasks, self.files, self.tally, room)
-        own = self.tasks, self.files, steps, self.tally, self._native
-        lanes = [NativeLane(*own, other) for other in others]
-
-        def stop_all() -> None:
-            stop()
-            if room:
-                room.stop()
-
-        return [lane.compute for lane in lanes], stop_all
-
-    def _make_room(self) -> HeldRoom | None:
-        """Return where sources are held that lie in no window's input buffer."""
-        from shardmerge.engine.held_room import HeldRoom
-
-        if not self._held:
-            return None
+    def _make_ahead(self) -> Ahead:
+        """Return what has all that is made before the elements of tensors."""
         parts = Counter(chunk.tensor for window in self._windows for chunk in window.chunks)
-        return HeldRoom(self._held, parts, self._hold)
+        needed = {one: count for one, count in parts.items() if is_prepared(self.tasks[one])}
+        return Ahead(needed, self._places)
 
-    def _hold(self, tensor: int, memory: memoryview, address: int) -> HeldSources:
+    def _make_lanes(self, ahead: Ahead) -> tuple[list[NativeLane], list[NativeLane]]:
+        """Return the compute threads' lanes, and those of threads that prepare tensors ahead."""
+        from shardmerge.engine.native_lane import NativeLane
+
+        makers = self._places - 1 if ahead else 0
+        others = [None] * (self._lanes + makers)
+        if self._torch:
+            others = self._make_torch_lanes(ahead, len(others))
+        hold = self._make_room()
+        own = self.tasks, self.files, self.tally, self._native, ahead, hold
+        found = [NativeLane(*own, other) for other in others]
+        return found[: self._lanes], found[self._lanes :]
+
+    def _make_room(self) -> Callable[[int, int], HeldSources | None]:
+        """Return what gives sources that are held their room, which is each place's own.
+
+        They lie in no window's input buffer.
+        """
         from shardmerge.engine.held import HeldSources
 
-        task = self.tasks[tensor]
-        leaves, count = task.leaves.files, math.prod(task.tensor.shape)
-        return HeldSources(self.files, leaves, count, memory, address)
+        largest = max(self._held.values(), default=0)
+        rooms = [huge_pages(largest) for _ in range(self._places if largest else 0)]
+
+        def hold(tensor: int, place: int) -> HeldSources | None:
+            if tensor not in self._held:
+                return None
+            task, room = self.tasks[tensor], rooms[place]
+            leaves, count = task.leaves.files, math.prod(task.tensor.shape)
+            address = ctypes.addressof(ctypes.c_char.from_buffer(room))
+            return HeldSources(self.files, leaves, count, memoryview(room), address)
+
+        return hold
 
     def _without_held(self) -> Layout:
         """Return the layout without the reads of what is held."""
@@ -168,22 +177,18 @@ class Stream:
         )
         return replace(self.layout, segments=tuple(segments))
 
-    def _make_torch_lanes(self) -> tuple[list[TorchLane], Callable[[], None]]:
+    def _make_torch_lanes(self, ahead: Ahead, count: int) -> list[TorchLane]:
         from shardmerge.engine.lowrank import Products, factor_loader
         from shardmerge.engine.torch_lane import Shared, TorchLane
-        from shardmerge.engine.whole import WholeTensors
 
-        tensors = (chunk.tensor for window in self._windows for chunk in window.chunks)
-        whole = WholeTensors(Counter(i for i in tensors if self.tasks[i].kind == "whole"))
         numerics = self.tasks[0].numerics
         products = Products(factor_loader(self.files, Host()), numerics)
         shared = Shared(
-            self.tasks, numerics, self.files, self.tally, whole, None if self._cuda else products
+            self.tasks, numerics, self.files, self.tally, ahead, None if self._cuda else products
         )
         block = TUNING.device_block if self._cuda else block_length(self.tasks, TUNING)
-        places = [Cuda(self._device) if self._cuda else Host() for _ in range(self._lanes)]
-        lanes = [TorchLane(shared, place, block) for place in places]
-        return lanes, whole.stop
+        places = [Cuda(self._device) if self._cuda else Host() for _ in range(count)]
+        return [TorchLane(shared, place, block) for place in places]
 
     def _read(self, slot: Slot) -> None:
         window = slot.window

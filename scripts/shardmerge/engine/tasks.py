@@ -44,7 +44,7 @@ class TensorTask:
         numbers: Of its task vectors, in order of first use.
         calls: Those that are computed in passes block by block, inner ones first.
         steps: For native code; None for every other kind. Where there are such calls, only what
-            they do once their reductions are known (``native_steps.StepsOf``) is computed.
+            they do once their reductions are known (``native_steps.steps_in_passes``) is computed.
         numerics: How values are rounded, and by which kernels methods are computed.
     """
 
@@ -110,6 +110,11 @@ def make_task(tensor: OutputTensor, stored: Collection[ex.Delta], numerics: Nume
     products, calls = low_ranks(expression), calls_in_passes(expression, numerics)
     found = reads, leaves, products, numbers, calls, steps
     return TensorTask(tensor, expression, kind, *found, numerics)
+
+
+def is_prepared(task: TensorTask) -> bool:
+    """Whether something of a tensor is made before its elements: passes, or what is held whole."""
+    return bool(task.calls or task.leaves.held)
 
 
 def needs_torch(tasks: Sequence[TensorTask]) -> bool:

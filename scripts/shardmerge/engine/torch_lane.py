@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +11,7 @@ import torch
 
 from shardmerge.algebra import expression as ex
 from shardmerge.base.numerics import Numerics
+from shardmerge.engine.ahead import Ahead, Prepared
 from shardmerge.engine.buffers import BlockBuffers, torch_dtype
 from shardmerge.engine.chunks import EdgeBuffer
 from shardmerge.engine.device import Cuda, Host, Slot
@@ -19,27 +19,28 @@ from shardmerge.engine.evaluate import Block, Evaluator, round_into
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.layout import Chunk
 from shardmerge.engine.lowrank import Products, factor_loader
-from shardmerge.engine.memory import TUNING
 from shardmerge.engine.native_steps import native_maps
 from shardmerge.engine.nonfinite import canonicalize_nan
 from shardmerge.engine.record import Tally
 from shardmerge.engine.tasks import TensorTask
-from shardmerge.engine.whole import Maker, WholeTensors, has_nonfinite_source, held_views
+from shardmerge.engine.whole import Maker, has_nonfinite_source, held_views
 from shardmerge.methods.passes import Map
 
 
 @dataclass
 class Shared:
-    """What the compute threads of a job share; ``products`` only where they share memory too."""
+    """What the compute threads of a job share; ``products`` only where they share memory too.
+
+    ``ahead`` has what is made before a tensor's elements.
+    """
 
     tasks: Sequence[TensorTask]
     numerics: Numerics
     files: InputFiles
     tally: Tally
-    whole: WholeTensors
+    ahead: Ahead
     products: Products | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
-    maps: OrderedDict[int, Mapping[ex.Call, Map]] = field(default_factory=OrderedDict)
     nonfinite_sources: dict[int, bool] = field(default_factory=dict)
 
 
@@ -74,29 +75,45 @@ class TorchLane:
                 self._place.deliver(output, slot.output, chunk.begin, chunk.end)
             self._place.wait()
 
+    def prepare(self, tensor: int) -> Prepared:
+        """Make what a tensor needs before its elements."""
+        task, shared = self._shared.tasks[tensor], self._shared
+        maps: Mapping[ex.Call, Map] = {}
+        with self._place.active():
+            if task.calls:
+                maker = self._new_maker(BlockBuffers(self._buffers.length, self._buffers.device))
+                maker.begin(task)
+                if self._place.device == "cpu":
+                    maker.maps |= native_maps(task, shared.files, shared.tally)
+                maps = {call: maker.map(call) for call in task.calls}
+            whole = self._maker.make(task) if task.leaves.held else ()
+            self._place.wait()
+        return Prepared(maps=maps, whole=whole)
+
     def _compute(self, chunk: Chunk, arena: torch.Tensor, output: torch.Tensor) -> None:
-        if chunk.tensor != self._tensor:
-            self._prepare(chunk.tensor)
+        ahead, number = self._shared.ahead, chunk.tensor
+        ready = Prepared()
+        if number != self._tensor:
+            self._evaluator = None  # lets the last tensor's factors go before others are read
+        if number in ahead:
+            ready = ahead.take(number, lambda one, _: self.prepare(one))
+        if number != self._tensor:
+            self._begin(number, ready.maps)
         leaves = [
             arena[position : position + chunk.count * dtype.itemsize].view(dtype)
             for position, dtype in ((p, torch_dtype(code)) for p, code in chunk.leaves)
         ]
-        held = self._task.leaves.held
-        if held:
-            whole = self._shared.whole.acquire(chunk.tensor, lambda: self._maker.make(self._task))
-            leaves += held_views(held, whole, chunk.first, chunk.count)
+        leaves += held_views(self._task.leaves.held, ready.whole, chunk.first, chunk.count)
         with self._edge.elements(chunk, output) as target:
             self._evaluate(chunk, leaves, target.view(torch_dtype(self._task.tensor.dtype)))
-        if held:
+        if number in ahead:
             self._place.wait()
-            self._shared.whole.release(chunk.tensor)
+            ahead.release(number)
 
-    def _prepare(self, tensor: int) -> None:
+    def _begin(self, tensor: int, maps: Mapping[ex.Call, Map]) -> None:
         """Make the evaluator of an output tensor; a lane keeps the last one."""
         self._task = task = self._shared.tasks[tensor]
-        self._evaluator = None  # lets the last tensor's factors go before others are read
         own = task.expression, task.leaves, task.numerics
-        maps = self._maps(tensor) if task.calls else {}
         shared = self._buffers, task.direct, self._products, maps.__getitem__
         self._evaluator = Evaluator(*own, *shared)
         self._tensor = tensor
@@ -104,21 +121,6 @@ class TorchLane:
     def _new_maker(self, buffers: BlockBuffers) -> Maker:
         shared = self._shared
         return Maker(shared.files, shared.tally, self._place, buffers, self._products)
-
-    def _maps(self, tensor: int) -> Mapping[ex.Call, Map]:
-        """Return what a tensor's calls in passes do; the first lane that asks makes the passes."""
-        maps = self._shared.maps
-        with self._shared.lock:
-            if tensor not in maps:
-                maker = self._new_maker(BlockBuffers(self._buffers.length, self._buffers.device))
-                maker.begin(self._task)
-                if self._place.device == "cpu":
-                    shared = self._shared.files, self._shared.tally
-                    maker.maps |= native_maps(self._task, *shared)
-                maps[tensor] = {call: maker.map(call) for call in self._task.calls}
-                if len(maps) > TUNING.slots:
-                    maps.popitem(last=False)
-            return maps[tensor]
 
     def _evaluate(self, chunk: Chunk, leaves: Sequence[torch.Tensor], target: torch.Tensor) -> None:
         """Compute a chunk's elements block by block; count and measure what is found."""

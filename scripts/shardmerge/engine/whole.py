@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -35,7 +35,6 @@ from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import AnyLocation, apart
 from shardmerge.engine.lowrank import Products
 from shardmerge.engine.made_natively import make_natively
-from shardmerge.engine.pipeline import Stopped
 from shardmerge.engine.quick_choice import tensor_mask
 from shardmerge.engine.record import Tally
 from shardmerge.engine.row_sums import RowSummer
@@ -51,53 +50,6 @@ from shardmerge.methods.registry import kernel_of, passes_of, probing_of
 _HOLDING, _READERS = 1 << 20, 4
 #: Yields (place, values) of some elements, block by block: (first, count).
 BlockReader = Callable[[int, int], Iterator[tuple[int, torch.Tensor]]]
-
-
-class WholeTensors:
-    """The results of one output tensor's whole calls, held while its windows are filled.
-
-    Tensors have their turn in the order of the output, as windows have, so a lane that waits here
-    waits only for lanes with earlier windows.
-
-    Args:
-        parts: For each output tensor with whole calls, in how many windows it lies.
-    """
-
-    def __init__(self, parts: Counter[int]) -> None:
-        self._left = parts
-        self._turns = sorted(parts, reverse=True)
-        self._changed = threading.Condition()
-        self._results: list[torch.Tensor] | None = None
-        self._stopped = False
-
-    def acquire(self, tensor: int, make: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
-        """Return the results for an output tensor; the first caller makes them.
-
-        Raises:
-            Stopped: If another thread of the job failed.
-        """
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._turns[-1] == tensor)
-            if self._stopped:
-                raise Stopped
-            if self._results is None:
-                self._results = make()
-            return self._results
-
-    def release(self, tensor: int) -> None:
-        """Say that a window's part of an output tensor is done; the last one frees the results."""
-        with self._changed:
-            self._left[tensor] -= 1
-            if not self._left[tensor]:
-                self._results = None
-                self._turns.pop()
-                self._changed.notify_all()
-
-    def stop(self) -> None:
-        """Let every waiting thread go."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
 
 
 class Maker:

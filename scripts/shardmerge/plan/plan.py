@@ -34,6 +34,8 @@ class ShardJob:
         deltas: Paths of the stored task vectors that it reads.
         bytes_read, bytes_written: What it must move.
         memory: Bytes that it needs at most.
+        ahead: Bytes more for each of several compute threads; 0 where no tensor is made ready
+            before its elements, so that more than one gain little.
         check_memory: Bytes that the check of the file needs at most.
         torch: Whether the job or the check of its file imports torch.
         card: Whether the job computes on an accelerator.
@@ -46,9 +48,15 @@ class ShardJob:
     bytes_read: int
     bytes_written: int
     memory: int
+    ahead: int
     check_memory: int
     torch: bool
     card: bool
+
+    def memory_for(self, threads: int) -> int:
+        """Return the bytes that it needs at most with so many compute threads."""
+        # several make as many tensors ready, while one tensor's elements are made
+        return self.memory + (threads * self.ahead if threads > 1 else 0)
 
 
 @dataclass(frozen=True)

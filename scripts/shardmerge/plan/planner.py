@@ -28,7 +28,7 @@ from shardmerge.compose import norms
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.made_sources import FileKey, MadeSource
 from shardmerge.compose.tokenizer_files import tokenizer_files
-from shardmerge.engine.memory import workspace_bytes
+from shardmerge.engine.memory import ahead_bytes, workspace_bytes
 from shardmerge.engine.tasks import make_tasks, needs_torch, uses_card
 from shardmerge.plan.adapters import plan_adapter
 from shardmerge.plan.describe import (
@@ -334,6 +334,7 @@ class _Planner:
             bytes_read=size,
             bytes_written=sum([bytes_of(t.dtype, t.shape) for t in tensors]),
             memory=workspace_bytes(tasks, device),
+            ahead=ahead_bytes(tasks, device),
             check_memory=check_bytes(tasks),
             torch=needs_torch(tasks) or check_needs_torch(tasks),
             card=uses_card(tasks, device),

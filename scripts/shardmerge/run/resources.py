@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shardmerge.plan.plan import ShardJob
+
+#: The part of a machine's memory that threads may take which nobody has asked for.
+_SHARE = 0.5
+
 
 def megabytes(count: int, spare: int = 0) -> int:
     """Return bytes as whole megabytes, rounded up, at least 1, and some more.
@@ -22,3 +32,40 @@ def minutes(count: int, megabytes_per_second: float, attempt: int) -> int:
         attempt: Counted from 1.
     """
     return attempt * (5 + int(count / megabytes_per_second / 60e6))
+
+
+def fixed_threads(asked: int | str) -> int:
+    """Return the threads of jobs whose bits may depend on their number.
+
+    Args:
+        asked: ``resources.merge_threads`` of the configuration.
+    """
+    return 1 if asked == "auto" else int(asked)
+
+
+def threads_of_merges(
+    asked: int | str, outputs: Iterable[str], cores: int | None
+) -> Callable[[ShardJob], int]:
+    """Return what tells the compute threads of a job that writes a shard.
+
+    ``auto`` shares the cores that would have no shard to build among those that are built, where
+    tensors are made ready ahead and memory is enough.
+
+    Args:
+        asked: ``resources.merge_threads`` of the configuration.
+        outputs: Paths of all shards of the run.
+        cores: Of this machine that jobs may use; None if they run elsewhere.
+    """
+    if asked != "auto" or not cores:
+        return lambda job: fixed_threads(asked)
+    left = max(1, sum(not os.path.exists(path) for path in outputs))
+    together, most = min(left, cores), cores // left
+    memory = _SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    def threads(job: ShardJob) -> int:
+        if not job.ahead:
+            return 1
+        fitting = (n for n in range(most, 1, -1) if together * job.memory_for(n) <= memory)
+        return next(fitting, 1)
+
+    return threads

@@ -44,6 +44,12 @@ def is_on_cluster(workflow: Any) -> bool:
     return workflow.resource_settings.nodes is not None
 
 
+def cores_here(workflow: Any) -> int | None:
+    """Return how many cores of this machine jobs may use; None if they run elsewhere."""
+    here = is_main_process(workflow) and not is_on_cluster(workflow)
+    return workflow.resource_settings.cores if here else None
+
+
 def is_dry_run(workflow: Any) -> bool:
     """Return whether nothing is to be made, by the command line or a profile."""
     return workflow.output_settings.dryrun

@@ -31,8 +31,10 @@ from shardmerge.engine.memory import (
     CUDA_BYTES,
     STREAMING_BYTES,
     TUNING,
+    ahead_bytes,
     block_length,
     held_bytes,
+    places_of,
 )
 from shardmerge.methods.registry import MergeMethod, method, methods
 
@@ -230,8 +232,13 @@ class TestStreaming:
         spec = ShardSpec(tuple(tensors), files, numerics)
         foretold = workspace_bytes(make_tasks(spec))
         assert 96e6 <= foretold - STREAMING_BYTES < 96.1e6 < TUNING.held
-        for threads in (1, 4):
-            assert measured(tmp_path, spec, threads) <= LIMIT
+        assert measured(tmp_path, spec, 1) <= LIMIT
+        ahead = ahead_bytes(make_tasks(spec))
+        assert 96e6 <= ahead < 160e6
+        for threads in (2, 4):
+            # of each place but the first
+            more = (places_of(threads) - 1) * ahead
+            assert measured(tmp_path, spec, threads) <= LIMIT + more
 
     @pytest.mark.slow
     def test_is_flat(self, tmp_path: Path) -> None:

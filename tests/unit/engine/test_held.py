@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,10 +19,8 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.engine import ShardRecord, make_tasks, native
 from shardmerge.engine.held import HeldSources, StayingLeaf, tile_buffers
-from shardmerge.engine.held_room import HeldRoom
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.memory import TUNING, held_bytes
-from shardmerge.engine.pipeline import Stopped
 from shardmerge.engine.tile_buffers import TileBuffers
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.registry import methods
@@ -207,57 +203,3 @@ class TestLeaves:
     def test_others_have_buffers(self) -> None:
         files = Files(self.COUNT)
         assert type(tile_buffers([files.locate("a")], files, [4])) is TileBuffers
-
-
-#: Bytes of tensors that are held, by index.
-SIZES = {1: 8192, 2: 4096, 4: 8192, 5: 4096}
-
-
-class TestRoom:
-    def room(self, parts: int = 1) -> HeldRoom:
-        made = lambda tensor, memory, address: SimpleNamespace(  # noqa: E731
-            tensor=tensor, memory=memory, address=address
-        )
-        return HeldRoom(SIZES, Counter(dict.fromkeys(SIZES, parts)), made)
-
-    def test_is_taken_in_order(self) -> None:
-        room, order = self.room(), []
-
-        def use(tensor: int) -> None:
-            found = room.take(tensor)
-            assert len(found.memory) == SIZES[tensor]
-            order.append(tensor)
-            room.release(tensor)
-
-        threads = [threading.Thread(target=partial(use, one)) for one in (5, 4, 2, 1)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(30)
-        assert order[0] == 1
-        assert sorted(order) == sorted(SIZES)
-
-    def test_is_shared_where_it_is_enough(self) -> None:
-        room = self.room(parts=2)
-        first = room.take(1)
-        assert room.take(1) is first
-        room.release(1)
-        assert room.take(1) is first
-        room.release(1)
-        second = room.take(2)
-        assert second.address == first.address
-
-    def test_wakes_who_waits_if_another_thread_failed(self) -> None:
-        room, raised = self.room(), []
-        room.take(1)
-
-        def wait() -> None:
-            with pytest.raises(Stopped):
-                room.take(2)
-            raised.append(True)
-
-        thread = threading.Thread(target=wait)
-        thread.start()
-        room.stop()
-        thread.join(30)
-        assert raised == [True]

@@ -44,7 +44,7 @@ def description(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def job(shard: str, scheme: str, digests: str = "123", **options: Any) -> ExportedShard:
     jobs = tuple(
-        ShardJob(f"results/a/model/{name}.safetensors", digest, (), (), 1, 1, 1, 1, False, False)
+        ShardJob(f"results/a/model/{name}.safetensors", digest, (), (), 1, 1, 1, 0, 1, False, False)
         for name, digest in zip(TABLES, digests, strict=True)
     )
     build = Build("a", f"build {digests}", jobs, {})

@@ -62,7 +62,9 @@ class TestMirrors:
     def found(self, **options: Any) -> Targets:
         schemes = {"schemes": ["w4a16", "fp8-dynamic"]}
         shards = tuple(
-            ShardJob(f"results/a/model/{name}.safetensors", name, (), (), 1, 1, 1, 1, False, False)
+            ShardJob(
+                f"results/a/model/{name}.safetensors", name, (), (), 1, 1, 1, 0, 1, False, False
+            )
             for name in ("model-00001-of-00002", "model-00002-of-00002")
         )
         files = {"config.json": "x", "tokenizer.json": "y"}

@@ -43,7 +43,7 @@ class TestReplaced:
 
 
 def shard_job() -> ShardJob:
-    return ShardJob("model/shard.safetensors", "d" * 64, (), (), 0, 3, 0, 0, False, False)
+    return ShardJob("model/shard.safetensors", "d" * 64, (), (), 0, 3, 0, 0, 0, False, False)
 
 
 def fetch_job() -> FetchJob:
