@@ -289,7 +289,8 @@ class Recomputer:
         error = np.zeros_like(exact)
         if (code := sum_dtype(call)) != "F64":
             error = np.abs(kernel(call, values, runs, whole, code) - exact)
-            error = np.where(np.isnan(error), np.where(np.isfinite(exact), np.inf, 0.0), error)
+            if (unknown := np.isnan(error)).any():
+                error[unknown] = np.where(np.isfinite(exact[unknown]), np.inf, 0.0)
         error += FLOAT_FORMATS[code].least  # so that zeros may differ in sign
         nested = any(one.error.any() for one in inputs)
         if nested:
@@ -304,12 +305,12 @@ class Recomputer:
         """Return what a call's passes make of sampled values in a dtype, as float64 [elements]."""
         make, shape = self._passes.sampled(call, runs), call.inputs[0].shape
         dtype = np.float64 if code == "F64" else np.float32
-        arrays = [value.astype(dtype) for value in values]
+        arrays = [value.astype(dtype, copy=False) for value in values]
         exact = all(isinstance(one, _EXACT) for one in call.inputs)
         if dtype == np.float32 and not exact:
             # so that thresholds are compared with what they were found of
             arrays = self._passes.inputs(call, runs)
-        return make(PlainElements(arrays, shape, runs)).array.astype(np.float64)
+        return make(PlainElements(arrays, shape, runs)).array.astype(np.float64, copy=False)
 
     def _kernel(
         self, call: ex.Call, values: list[np.ndarray], runs: Runs, whole: bool, code: str

@@ -5,6 +5,7 @@ Each finds its coefficients from the inputs' dot products, and then combines the
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -198,9 +199,9 @@ def _matrix(sums: np.ndarray) -> np.ndarray:
     """Return dot products as symmetric matrices, float64 [inputs, inputs, vectors]."""
     size = int((2 * len(sums)) ** 0.5)
     result = np.empty((size, size, sums.shape[1]))
-    upper = np.triu_indices(size)
-    result[upper] = sums
-    result[upper[::-1]] = sums
+    pairs = itertools.combinations_with_replacement(range(size), 2)
+    for (i, j), own in zip(pairs, sums, strict=True):
+        result[i, j] = result[j, i] = own
     return result
 
 
