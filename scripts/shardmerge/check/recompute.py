@@ -27,6 +27,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
 from shardmerge.algebra.leaves import is_stored, is_whole, sum_dtype
 from shardmerge.algebra.lowering import is_native
+from shardmerge.algebra.patterns import alike
 from shardmerge.algebra.samples import RUN, RUNS, Runs, count_of, positions, probed_calls
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.dtypes import DTYPES
@@ -280,7 +281,7 @@ class Recomputer:
             return found
         if bounded := bounds_of(call.method):
             return self._bounded(call, runs, bounded)
-        streamed = bool(self._passes) and is_usable() and is_native(call, self._stored, FLOAT32)
+        streamed = bool(self._passes) and is_usable() and self._is_native(call)
         whole = is_whole(call, self._numerics) and not streamed
         inputs = [self._float32(i, needed(i, call, runs, whole)) for i in call.inputs]
         values = [one.value for one in inputs]
@@ -298,6 +299,9 @@ class Recomputer:
         chosen = positions(runs) if whole else slice(None)
         decides = nested or any(one.decides for one in inputs)
         return Estimate(exact[chosen], error[chosen], decides, independent=False)
+
+    def _is_native(self, call: ex.Call) -> bool:
+        return is_native(call, self._stored, FLOAT32) if self._stored else alike(call, _streams)
 
     def _mapped(
         self, call: ex.Call, values: list[np.ndarray], runs: Runs, _: bool, code: str
@@ -319,6 +323,10 @@ class Recomputer:
         dtype = getattr(load_torch(), DTYPES[code].name)
         tensors = [load_torch().from_numpy(value).to(dtype, copy=True) for value in values]
         return run_kernel(call, tensors, runs, whole, self._numerics).double().numpy()
+
+
+def _streams(call: ex.Call) -> bool:
+    return is_native(call, (), FLOAT32)
 
 
 def _near(value: np.ndarray, dtype: str) -> Estimate:

@@ -14,7 +14,7 @@ import numpy as np
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import sum_in_order
 from shardmerge.methods.contract import Group
-from shardmerge.methods.kernels.circular import acos, at_number, cos, sin
+from shardmerge.methods.kernels.circular import acos, at_number, cos, cos_and_sin, sin
 from shardmerge.methods.kernels.roots import root
 from shardmerge.methods.passes import Axis, Elements, ElementValue, Map, Passes, Sums
 
@@ -150,7 +150,7 @@ def _karcher_mean(cosines: list[list[float]], steps: int, tolerance: float) -> l
         step = root(dot(tangent, tangent))
         if step < tolerance:
             break
-        along, across = at_number(cos, step), at_number(sin, step)
+        along, across = cos_and_sin(step)
         mean = [along * c + across * g / step for c, g in zip(mean, tangent, strict=True)]
         length = root(dot(mean, mean))
         if length > tolerance:
