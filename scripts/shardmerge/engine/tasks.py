@@ -87,9 +87,7 @@ def make_tasks(spec: ShardSpec, stored: Collection[ex.Delta] = ()) -> tuple[Tens
     return tuple(make_task(tensor, stored, spec.numerics) for tensor in spec.tensors)
 
 
-def one_task_of_each(
-    spec: ShardSpec, stored: Collection[ex.Delta] = ()
-) -> tuple[TensorTask, ...]:
+def one_task_of_each(spec: ShardSpec, stored: Collection[ex.Delta] = ()) -> tuple[TensorTask, ...]:
     """Return tasks among which there is one of each kind: others differ in names alone.
 
     Args:
