@@ -99,7 +99,8 @@ class Recomputer:
         self._read = read
         self._files = files
         self._recorded: Mapping[ex.Call, Sequence[Any]] = {}
-        self._known: dict[tuple[ex.Expression, Runs], Estimate] = {}
+        self._known: dict[Runs, dict[ex.Expression, Estimate]] = {}
+        self._latest: tuple[Runs | None, dict[ex.Expression, Estimate]] = None, {}
         self._probed: Mapping[tuple[ex.Call, Runs], Estimate] = {}
 
     def forget(self, recorded: Mapping[ex.Call, Sequence[Any]] | None = None) -> None:
@@ -108,7 +109,7 @@ class Recomputer:
         Args:
             recorded: What the merge job found of whole tensors for each call of the next one.
         """
-        self._known.clear()
+        self._known, self._latest = {}, (None, {})
         self._probed = {}
         self._recorded = recorded or {}
 
@@ -189,9 +190,15 @@ class Recomputer:
     def _float32(self, node: ex.Expression, runs: Runs) -> Estimate:
         if not isinstance(node, _KEPT) or count_of(runs) > RUN * RUNS:
             return self._evaluate(node, runs)
-        if (node, runs) not in self._known:
-            self._known[node, runs] = self._evaluate(node, runs)
-        return self._known[node, runs]
+        known = self._known_of(runs)
+        if (found := known.get(node)) is None:
+            found = known[node] = self._evaluate(node, runs)
+        return found
+
+    def _known_of(self, runs: Runs) -> dict[ex.Expression, Estimate]:
+        if runs is not self._latest[0]:  # a hash of runs takes longer than all else here
+            self._latest = runs, self._known.setdefault(runs, {})
+        return self._latest[1]
 
     def _evaluate(self, node: ex.Expression, runs: Runs) -> Estimate:
         if is_stored(node, self._stored):
@@ -277,7 +284,7 @@ class Recomputer:
         return Estimate(value, error, any(one.decides for one in inputs), independent=False)
 
     def _call(self, call: ex.Call, runs: Runs) -> Estimate:
-        if found := self._probed.get((call, runs)):
+        if self._probed and (found := self._probed.get((call, runs))):
             return found
         if bounded := bounds_of(call.method):
             return self._bounded(call, runs, bounded)
