@@ -91,27 +91,27 @@ else:
 
 rule keep_logits:
     input:
-        lambda w: ancient(TARGETS.references[w.model].files),
+        lambda w: ancient(measured(w).files),
     output:
-        temp("<results>/benchmarks/{model}/logits.safetensors"),
+        temp("<results>/benchmarks/{reference}/logits.safetensors"),
     log:
-        "<logs>/keep_logits/{model}.log",
+        "<logs>/keep_logits/{reference}.log",
     benchmark:
-        "<benchmarks>/keep_logits/{model}.tsv"
+        "<benchmarks>/keep_logits/{reference}.tsv"
     conda:
         "../envs/benchmark.yaml"
     threads: RESOURCES["benchmark_threads"]
     resources:
         mem_mb=lambda w, attempt: attempt * benchmark_megabytes(w),
         runtime=lambda w, attempt: 240 * attempt,
-        gpu=lambda w: TARGETS.logits_job(w.model).gpus_asked,
+        gpu=lambda w: TARGETS.logits_job(w.reference).gpus_asked,
     params:
-        identity=lambda w: TARGETS.logits_identity(w.model),
-        folder=lambda w: TARGETS.references[w.model].folder,
-        options=lambda w: TARGETS.logits_job(w.model).to_json(),
+        identity=lambda w: TARGETS.logits_identity(w.reference),
+        folder=lambda w: measured(w).folder,
+        options=lambda w: TARGETS.logits_job(w.reference).to_json(),
         probes=lambda w: TARGETS.probes.to_json(),
     shell:
-        'python "$SCRIPTS"/keep_logits.py --model={params.folder:q} --name={wildcards.model:q}'
+        'python "$SCRIPTS"/keep_logits.py --model={params.folder:q} --name={wildcards.reference:q}'
         " --options={params.options:q} --probes={params.probes:q} --threads={threads}"
         " --output={output:q} > {log:q} 2>&1"
 

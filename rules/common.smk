@@ -172,6 +172,7 @@ wildcard_constraints:
     delta=r"delta(-\d{5}-of-\d{5})?",
     pair="[^/]+",
     model="[^/]+",
+    reference="[^/]+",
     task="[^/]+",
     sweep="[^/]+",
     trial="[^/]+",
@@ -232,7 +233,7 @@ def job_of(w):
 
 
 def measured(w):
-    return TARGETS.model(w.model)
+    return TARGETS.references[w.reference] if hasattr(w, "reference") else TARGETS.model(w.model)
 
 
 def room_for(w):
@@ -266,7 +267,7 @@ def environment(w, usual, **own):
 
 
 def fetch_job(w):
-    return PLAN.fetches[f"{MODELS}/{w.repo}@{w.commit}/{w.file}"]
+    return PLAN.fetches[f"{MODELS}/{w.repo}@{w.commit}/{w.fetched}"]
 
 
 def records(w):

@@ -13,20 +13,20 @@ rule convert:
 
 rule convert_pickle:
     input:
-        lambda w: ancient(CONVERSIONS[w.source].pickle(w.file)),
+        lambda w: ancient(CONVERSIONS[w.source].pickle(w.pickle)),
     output:
-        "<resources>/converted/{source}/{file}.safetensors",
+        "<resources>/converted/{source}/{pickle}.safetensors",
     log:
-        "<logs>/convert_pickle/{source}/{file}.log",
+        "<logs>/convert_pickle/{source}/{pickle}.log",
     conda:
         "../envs/merge.yaml"
     threads: 1
     resources:
         # a file of torch before 1.6 is read whole
-        mem_mb=lambda w, attempt: attempt * megabytes(CONVERSIONS[w.source].size(w.file), 1000),
-        disk_mb=lambda w: megabytes(CONVERSIONS[w.source].size(w.file)),
+        mem_mb=lambda w, attempt: attempt * megabytes(CONVERSIONS[w.source].size(w.pickle), 1000),
+        disk_mb=lambda w: megabytes(CONVERSIONS[w.source].size(w.pickle)),
         runtime=lambda w, attempt: minutes(
-            2 * CONVERSIONS[w.source].size(w.file), RESOURCES["disk_mb_per_second"], attempt
+            2 * CONVERSIONS[w.source].size(w.pickle), RESOURCES["disk_mb_per_second"], attempt
         ),
     params:
         identity=lambda w: CONVERSIONS[w.source].identity,

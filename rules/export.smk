@@ -46,6 +46,8 @@ rule measure_importance:
         "<results>/{name}/exports/work/imatrix.gguf",
     log:
         "<logs>/measure_importance/{name}.log",
+    wildcard_constraints:
+        name=MODELS_ALONE if GGUF["imatrix"] else "(?!)",
     conda:
         "../envs/gguf.yaml"
     threads: RESOURCES["benchmark_threads"]

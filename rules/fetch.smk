@@ -10,15 +10,15 @@ rule fetch_file:
     input:
         room=lambda w: ancient(BUILT.gate(fetch_job(w).output)),
     output:
-        KEPT("<resources>/models/{repo}@{commit}/{file}"),
+        KEPT("<resources>/models/{repo}@{commit}/{fetched}"),
     log:
-        "<logs>/fetch_file/{repo}@{commit}/{file}.log",
+        "<logs>/fetch_file/{repo}@{commit}/{fetched}.log",
     benchmark:
-        "<benchmarks>/fetch_file/{repo}@{commit}/{file}.tsv"
+        "<benchmarks>/fetch_file/{repo}@{commit}/{fetched}.tsv"
     wildcard_constraints:
         repo="[^/@]+",
         commit="[0-9a-f]{40}",
-        file=r"(?!(.*/)?\.\.?(/|$)).+",  # never a path out of the folder
+        fetched=r"(?!(.*/)?\.\.?(/|$)).+",  # never a path out of the folder
     retries: 1
     localrule: RESOURCES["fetch_on"] == "head"
     conda:

@@ -70,9 +70,9 @@ rule write_tokenizer:
     input:
         lambda w: ancient(build(w).tokenizer),
     output:
-        temp("<results>/{name}/tokenizer/{file}"),
+        temp("<results>/{name}/tokenizer/{tokenizer}"),
     log:
-        "<logs>/write_tokenizer/{name}/{file}.log",
+        "<logs>/write_tokenizer/{name}/{tokenizer}.log",
     group:
         "package"
     conda:

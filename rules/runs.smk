@@ -83,5 +83,16 @@ def end_run():
         drive.tell_failed()
 
 
+def check_targets(files, making):
+    """Refuse files as targets that no job of the plan makes."""
+    from shardmerge.run.asked import TargetFiles  # seldom needed
+    from shardmerge.run.wildcards import Wildcards
+
+    asked = TargetFiles(Wildcards(TARGETS, SWEEPS, CONVERSIONS).meanings, making)
+    for file in files:
+        asked.check(file)
+
+
+snakemake_internals.at_file_targets(workflow, exit_on_user_error(check_targets))
 snakemake_internals.at_start(workflow, begin_run)
 snakemake_internals.at_failure(workflow, end_run)

@@ -33,13 +33,13 @@ rule check_shard:
 
 rule hash_source:
     input:
-        lambda w: ancient(TARGETS.large[w.source][0]),
+        lambda w: ancient(TARGETS.large[w.hashed][0]),
     output:
-        f"{HASHES}/{{source}}.json",
+        f"{HASHES}/{{hashed}}.json",
     log:
-        "<logs>/hash_source/{source}.log",
+        "<logs>/hash_source/{hashed}.log",
     wildcard_constraints:
-        source="[0-9a-f]+",
+        hashed="[0-9a-f]+",
     conda:
         "../envs/merge.yaml"
     resources:
@@ -47,9 +47,9 @@ rule hash_source:
             input.size, RESOURCES["disk_mb_per_second"], attempt
         ),
     params:
-        identity=lambda w: TARGETS.large[w.source][1],
+        identity=lambda w: TARGETS.large[w.hashed][1],
         # an edited file is hashed again, even if its time of change was set back
-        stamp=lambda w: TARGETS.stamp(w.source),
+        stamp=lambda w: TARGETS.stamp(w.hashed),
     shell:
         'python "$SCRIPTS"/hash_source.py --source={input:q} --identity={params.identity:q}'
         " --output={output:q} > {log:q} 2>&1"

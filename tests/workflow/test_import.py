@@ -107,6 +107,16 @@ class TestModule:
         # what is read of a shard that is there is not among its job's inputs
         assert "Nothing to be done" in run(folder, "-n", "--rerun-triggers", "input", "params")
 
+    def test_files_of_its_own_rules_are_left_to_it(self, tmp_path: Path) -> None:
+        folder = importer(tmp_path / "mine", repr(str(REPOSITORY / "Snakefile")))
+        rule = '\nrule own:\n    output: "own/{name}/{shard}.txt"\n    shell: "touch {output}"\n'
+        (folder / "Snakefile").write_text((folder / "Snakefile").read_text() + rule)
+        assert "own/any/model-2.txt" in run(folder, "own/any/model-2.txt", "-n")
+        command = [sys.executable, "-m", "snakemake", "--cores", "1", "-n"]
+        strange = f"results/{DEMO_NAME}/model/model-00009-of-00009.safetensors"
+        done = workflow.run([*command, strange], folder, environment())
+        assert done.returncode == 1 and "has no weight file" in done.stdout, done.stdout
+
     def test_targets_with_another_name(self, tmp_path: Path) -> None:
         folder = importer(tmp_path / "mine", repr(str(REPOSITORY / "Snakefile")))
         told = run(folder, "merging_lock", "-n")

@@ -75,6 +75,8 @@ def _nearest(word: str, known: list[str], cutoff: float) -> str | None:
     """Return the known word that is the nearest, if one is near; nobody looks for it for long."""
     if len(word) > _LONGEST:
         return None
+    if alike := [w for w in known if w.casefold() == word.casefold()]:
+        return alike[0]
     alike = [w for w in known if abs(len(w) - len(word)) <= (1 - cutoff) * len(w + word)]
     near = difflib.get_close_matches(word, alike[:_MOST], n=1, cutoff=cutoff)
     return near[0] if near else None

@@ -7,9 +7,12 @@ from collections.abc import Collection, Iterator
 from shardmerge.base.text import plural
 from shardmerge.run.targets import Targets
 
-_TASKS = "name tasks: `benchmark: {tasks: [arc_easy]}`"
-_FORMS = "name types or schemes: `exports: {gguf: {types: [q8_0]}, compressed: {schemes: [w4a16]}}`"
-_SWEEP = "give a configuration with the key `sweep` (docs/howto/sweep.md)"
+#: What to write where a target makes nothing.
+NAME_TASKS = "Name tasks: `benchmark: {tasks: [arc_easy]}`."
+NAME_FORMS = (
+    "Name types or schemes: `exports: {gguf: {types: [q8_0]}, compressed: {schemes: [w4a16]}}`."
+)
+GIVE_SWEEP = "Give a configuration with the key `sweep` (docs/howto/sweep.md)."
 #: What is done with models and not with adapters, by target, and what can be done instead.
 _MODELS_ONLY = {
     "benchmarks": ("benchmarked", "name it, or `adapters`, in `benchmark: {{models: [...]}}`"),
@@ -32,14 +35,14 @@ def idle(asked: Collection[str], targets: Targets, *, sweeps: bool) -> list[str]
 
 def _unset(asked: Collection[str], targets: Targets, sweeps: bool) -> Iterator[str]:
     if "benchmarks" in asked and not targets.settings["benchmark"]["tasks"]:
-        yield f"nothing is benchmarked, since the configuration has no task; {_TASKS}"
+        yield f"nothing is benchmarked, since the configuration has no task; {_inside(NAME_TASKS)}"
     if "exports" in asked and not targets.exports.forms():
-        yield f"nothing is exported, since the configuration names no form; {_FORMS}"
+        yield f"nothing is exported, since the configuration names no form; {_inside(NAME_FORMS)}"
     made = [*targets.plan.models, *targets.plan.adapters]
     for target in {"publish", "preview"} & set(asked) if not made else ():
         yield f"nothing is there for `{target}`, since no model and no adapter is built"
     if {"sweep", "search"} & set(asked) and not sweeps:
-        yield f"nothing is tried, since there is no sweep; {_SWEEP}"
+        yield f"nothing is tried, since there is no sweep; {_inside(GIVE_SWEEP)}"
 
 
 def _of_adapters(asked: Collection[str], targets: Targets) -> Iterator[str]:
@@ -50,3 +53,8 @@ def _of_adapters(asked: Collection[str], targets: Targets) -> Iterator[str]:
             folder = targets.paths.adapter_file(names[0], "x").removesuffix("/x")
             rest = f", and {plural(len(names) - 1, 'other')}" if len(names) > 1 else ""
             yield f"adapter {names[0]}{rest}: not {done}; {instead.format(folder=folder)}"
+
+
+def _inside(sentence: str) -> str:
+    """Return a sentence as it reads behind a semicolon."""
+    return sentence[0].lower() + sentence[1:].removesuffix(".")

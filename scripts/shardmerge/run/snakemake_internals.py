@@ -13,9 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from snakemake.io import strip_wildcard_constraints
 from snakemake.target_jobs import parse_target_jobs_cli_args
+
+if TYPE_CHECKING:
+    from shardmerge.run.asked import Makeable
 
 #: A shard's identity is the digest in its params. Where its inputs lie, and when they or the code
 #: were touched, does not change it; as inputs that are there already are not asked for, Snakemake's
@@ -200,6 +204,51 @@ def look_for_tables_without_loading_pandas(workflow: Any) -> None:
         own.persistence.__class__ = type(kind.__name__, (kind,), serialize)
 
     _once_there_is_a_graph(workflow, look)
+
+
+def at_file_targets(workflow: Any, look: Callable[[Sequence[str], Makeable], object]) -> None:
+    """Call a function with the files that are targets, if there are any, before a graph is made.
+
+    A job on a cluster has none: it is started for a rule and its wildcards.
+
+    Args:
+        workflow: Snakemake's, while one of our rule files is read: rules of that folder are ours.
+        look: The function; it gets what all rules can make, too.
+    """
+    ours = _folder(workflow.current_basedir)
+
+    def prepare(own: Any) -> None:
+        kind = type(own.dag)
+
+        async def init(self: Any, *args: Any, **options: Any) -> None:
+            if self.targetfiles:
+                look(sorted(self.targetfiles), _makeable(self, ours))
+            await kind.init(self, *args, **options)
+
+        own.dag.__class__ = type(kind.__name__, (kind,), {"init": init})
+
+    _once_there_is_a_graph(workflow, prepare)
+
+
+def _makeable(dag: Any, ours: str) -> Makeable:
+    """Return what the rules of a graph can make."""
+    from shardmerge.run.asked import Makeable, RuleFile  # seldom needed
+
+    def makers(path: str) -> list[tuple[Mapping[str, str], bool]]:
+        rules = dag.output_index.match_producers(path)
+        return [(rule.get_wildcards(path), _folder(rule.basedir) == ours) for rule in rules]
+
+    files = [
+        RuleFile(strip_wildcard_constraints(str(file)), _folder(rule.basedir) == ours)
+        for rule in dag.rules
+        for file in rule.products()
+    ]
+    files.sort(key=lambda file: file.pattern)  # rules are a set
+    return Makeable(makers, files, [rule.name for rule in dag.rules if not rule.has_wildcards()])
+
+
+def _folder(place: Any) -> str:
+    return place.get_path_or_uri(secret_free=True)
 
 
 def _once_there_is_a_graph(workflow: Any, change: Callable[[Any], None]) -> None:

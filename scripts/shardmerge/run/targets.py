@@ -339,23 +339,19 @@ class Targets:
 
     def benchmark_job(self, model: str, task: str) -> EvalOptions:
         """Return how a model is measured in a task."""
-        measured = self._any(model)
+        measured = self.model(model)
         if self._is_probe(task):
             return self._probed_as(measured)
         options = options_of(self.settings["benchmark"], measured.options, task)
         return measured.narrowed(options)
 
     def model(self, label: str) -> Measured:
-        """Return a model that is measured, or that others are compared with, by its label."""
-        return self.measured.get(label) or self.trials.get(label) or self.references[label]
-
-    def _any(self, model: str) -> Measured:
         """Return a model to benchmark, or a trial of a sweep, by its label."""
-        return self.measured.get(model) or self.trials[model]
+        return self.measured.get(label) or self.trials[label]
 
     def benchmark_identity(self, model: str, task: str) -> str:
         """Return the digest of all that determines a benchmark's result."""
-        measured = self._any(model)
+        measured = self.model(model)
         if self._is_probe(task):
             asked = self._probed_as(measured)
             return digest([self._probed(measured, task, asked), self._compared(model, task)])
@@ -365,7 +361,7 @@ class Targets:
 
     def benchmark_beside(self, model: str) -> list[str]:
         """Return the options that name folders of a tokenizer or an adapter beside a model's."""
-        measured = self._any(model)
+        measured = self.model(model)
         folders = {"tokenizer": measured.tokenizer, "adapter": measured.adapter}
         if laid_over(self.settings["benchmark"], measured.options)["backend"] == "llama_cpp":
             folders["llama-cpp"] = self.settings["llama_cpp"]

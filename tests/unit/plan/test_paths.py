@@ -32,7 +32,7 @@ SHARDS = (SHARD, DELTA, UPDATES, FACTORS)
         *(PATHS.report_file("{adapter}", file) for file in ADAPTER_PAGES),
         *(PATHS.build("{name}", f"{what}.json") for what in ("verify", "loaded", "published")),
         PATHS.model_file("{name}", "config.json"),
-        PATHS.tokenizer_file("{name}", "{file}"),
+        PATHS.tokenizer_file("{name}", "{tokenizer}"),
         PATHS.benchmark_file("{name}", "{model}/{task}.json"),
         PATHS.benchmark_file("{name}", "table.json"),
         *(PATHS.report_file("{name}", file) for file in ("summary.html", "plan.html", "norms.svg")),
