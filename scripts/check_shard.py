@@ -16,6 +16,7 @@ def main() -> None:
     from shardmerge.base.malloc import keep_freed_memory
     from shardmerge.check.memory import check_needs_torch
     from shardmerge.check.shard import check_shard
+    from shardmerge.engine.tasks import one_task_of_each
     from shardmerge.engine.watch import Watch
     from shardmerge.plan.files import IDENTITIES
     from shardmerge.plan.records import load_record
@@ -31,7 +32,8 @@ def main() -> None:
     parser.add_argument("--deltas", nargs="*", default=[], type=Path, help="stored task vectors")
     parser.add_argument("--output", required=True, type=Path, help="where to write what was found")
     args = parse_args(parser)
-    job = shard_inputs(args.spec, args.sources, args.deltas, uses_torch=check_needs_torch)
+    asks = {"uses_torch": check_needs_torch, "make": one_task_of_each}
+    job = shard_inputs(args.spec, args.sources, args.deltas, **asks)
     claim(args.output)
     keep_freed_memory()
 

@@ -54,9 +54,11 @@ def difference(left: Estimate, right: Estimate, code: str) -> Estimate:
 
 def total(terms: list[tuple[float, Estimate]], code: str) -> Estimate:
     """Return a sum in the order of its terms with the running bound of its rounding errors."""
-    value = error = None
+    value, error = None, 0.0
     for coefficient, part in terms:
-        product, carried = coefficient * part.value, abs(coefficient) * part.error
+        product, carried = coefficient * part.value, 0.0
+        if part.error.any():
+            carried = abs(coefficient) * part.error
         if abs(coefficient) != 1:
             coefficient_error = abs(float(round_to(code, np.array(coefficient))) - coefficient)
             carried = carried + coefficient_error * np.abs(part.value)
@@ -66,30 +68,39 @@ def total(terms: list[tuple[float, Estimate]], code: str) -> Estimate:
         else:
             value = value + product
             error = rounded_error(value, error + carried, code)
+    if isinstance(error, float):
+        error = np.zeros_like(value)
     # What comes from an infinite source must be infinite or NaN itself.
-    for _, part in terms:
-        finite = np.isfinite(part.value)
-        if not finite.all():
-            error = np.where(finite, error, 0.0)
+    if not np.isfinite(value).all():
+        for _, part in terms:
+            error = np.where(np.isfinite(part.value), error, 0.0)
     return joined(value, error, [part for _, part in terms])
 
 
-def rounded_error(value: np.ndarray, error: np.ndarray, code: str) -> np.ndarray:
+def rounded_error(value: np.ndarray, error: np.ndarray | float, code: str) -> np.ndarray:
     """Return the error bound of an operation's result after the operation has rounded it.
 
     It grows by nothing where the result is exact, and is infinite where it may have overflowed.
+
+    Args:
+        value: The result, float64.
+        error: Its bound before, of every element or of all.
+        code: safetensors code of the type that is rounded to.
     """
     form = FLOAT_FORMATS[code]
-    size = np.abs(value) + error
+    size = np.abs(value)
+    size += error
     unit = form.unit + FLOAT_FORMATS["F64"].unit  # the engine's rounding, and the one made here
-    grown = error + unit * size + form.least
+    grown = unit * size
+    grown += error
+    grown += form.least
     if code != "F64":
-        known = error == 0
+        known = np.equal(error, 0)
         if known.any():
-            grown[known & (round_to(code, value) == value)] = 0.0
-    over = size >= form.overflow
-    if over.any():
-        grown[over] = np.inf
+            known = known & (round_to(code, value) == value)
+            np.putmask(grown, known, 0.0)
+    if not size.max(initial=0.0) < form.overflow:  # NaN is neither less nor greater
+        grown[size >= form.overflow] = np.inf
     return grown
 
 

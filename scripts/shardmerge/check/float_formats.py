@@ -50,7 +50,7 @@ FLOAT_FORMATS = {
     "F64": FloatFormat(53, -1022, 1023),
 }
 #: Of float64: bits before the exponent, those of the exponent, and what it is stored with.
-_MANTISSA, _EXPONENTS, _BIAS = 52, 0x7FF, 1023
+_MANTISSA, _EXPONENTS, _BIAS = 52, 0x7FF << 52, 1023
 #: How elements lie in files; a type that numpy lacks is read as its bits.
 _STORED = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
 
@@ -82,11 +82,13 @@ def half_ulp(code: str, magnitude: np.ndarray) -> np.ndarray:
     """
     form = FLOAT_FORMATS[code]
     # the exponent lies in a number's bits: that of 0 is less than any, of infinity and NaN greater
-    bits = np.asarray(magnitude, np.float64).view(np.int64)
-    exponent = ((bits >> _MANTISSA) & _EXPONENTS).clip(form.smallest + _BIAS, form.largest + _BIAS)
+    bits = np.asarray(magnitude, np.float64).view(np.int64) & _EXPONENTS
+    least, largest = ((one + _BIAS) << _MANTISSA for one in (form.smallest, form.largest))
+    exponent = np.minimum(np.maximum(bits, least), largest)
     if code == "F64":
-        return np.maximum(np.ldexp(1.0, exponent - (_BIAS + form.precision)), 5e-324)
-    return ((exponent - form.precision) << _MANTISSA).view(np.float64)
+        exponent = (exponent >> _MANTISSA) - (_BIAS + form.precision)
+        return np.maximum(np.ldexp(1.0, exponent), 5e-324)
+    return (exponent - (form.precision << _MANTISSA)).view(np.float64)
 
 
 def round_to(code: str, values: np.ndarray) -> np.ndarray:
@@ -98,7 +100,8 @@ def round_to(code: str, values: np.ndarray) -> np.ndarray:
             return values.astype(np.float32).astype(np.float64)
     form = FLOAT_FORMATS[code]
     quantum = 2 * half_ulp(code, np.abs(values))
-    rounded = np.rint(values / quantum) * quantum
+    rounded = np.rint(values / quantum)
+    rounded *= quantum
     over = np.abs(rounded) > form.maximum
     return np.where(over, np.copysign(np.inf, rounded), rounded) if over.any() else rounded
 

@@ -27,6 +27,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
 from shardmerge.algebra.leaves import is_stored, is_whole, sum_dtype
 from shardmerge.algebra.lowering import is_native
+from shardmerge.algebra.patterns import alike
 from shardmerge.algebra.samples import RUN, RUNS, Runs, count_of, positions, probed_calls
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.dtypes import DTYPES
@@ -98,7 +99,8 @@ class Recomputer:
         self._read = read
         self._files = files
         self._recorded: Mapping[ex.Call, Sequence[Any]] = {}
-        self._known: dict[tuple[ex.Expression, Runs], Estimate] = {}
+        self._known: dict[Runs, dict[ex.Expression, Estimate]] = {}
+        self._latest: tuple[Runs | None, dict[ex.Expression, Estimate]] = None, {}
         self._probed: Mapping[tuple[ex.Call, Runs], Estimate] = {}
 
     def forget(self, recorded: Mapping[ex.Call, Sequence[Any]] | None = None) -> None:
@@ -107,7 +109,7 @@ class Recomputer:
         Args:
             recorded: What the merge job found of whole tensors for each call of the next one.
         """
-        self._known.clear()
+        self._known, self._latest = {}, (None, {})
         self._probed = {}
         self._recorded = recorded or {}
 
@@ -188,9 +190,15 @@ class Recomputer:
     def _float32(self, node: ex.Expression, runs: Runs) -> Estimate:
         if not isinstance(node, _KEPT) or count_of(runs) > RUN * RUNS:
             return self._evaluate(node, runs)
-        if (node, runs) not in self._known:
-            self._known[node, runs] = self._evaluate(node, runs)
-        return self._known[node, runs]
+        known = self._known_of(runs)
+        if (found := known.get(node)) is None:
+            found = known[node] = self._evaluate(node, runs)
+        return found
+
+    def _known_of(self, runs: Runs) -> dict[ex.Expression, Estimate]:
+        if runs is not self._latest[0]:  # a hash of runs takes longer than all else here
+            self._latest = runs, self._known.setdefault(runs, {})
+        return self._latest[1]
 
     def _evaluate(self, node: ex.Expression, runs: Runs) -> Estimate:
         if is_stored(node, self._stored):
@@ -276,11 +284,11 @@ class Recomputer:
         return Estimate(value, error, any(one.decides for one in inputs), independent=False)
 
     def _call(self, call: ex.Call, runs: Runs) -> Estimate:
-        if found := self._probed.get((call, runs)):
+        if self._probed and (found := self._probed.get((call, runs))):
             return found
         if bounded := bounds_of(call.method):
             return self._bounded(call, runs, bounded)
-        streamed = bool(self._passes) and is_usable() and is_native(call, self._stored, FLOAT32)
+        streamed = bool(self._passes) and is_usable() and self._is_native(call)
         whole = is_whole(call, self._numerics) and not streamed
         inputs = [self._float32(i, needed(i, call, runs, whole)) for i in call.inputs]
         values = [one.value for one in inputs]
@@ -289,7 +297,8 @@ class Recomputer:
         error = np.zeros_like(exact)
         if (code := sum_dtype(call)) != "F64":
             error = np.abs(kernel(call, values, runs, whole, code) - exact)
-            error = np.where(np.isnan(error), np.where(np.isfinite(exact), np.inf, 0.0), error)
+            if (unknown := np.isnan(error)).any():
+                error[unknown] = np.where(np.isfinite(exact[unknown]), np.inf, 0.0)
         error += FLOAT_FORMATS[code].least  # so that zeros may differ in sign
         nested = any(one.error.any() for one in inputs)
         if nested:
@@ -298,18 +307,21 @@ class Recomputer:
         decides = nested or any(one.decides for one in inputs)
         return Estimate(exact[chosen], error[chosen], decides, independent=False)
 
+    def _is_native(self, call: ex.Call) -> bool:
+        return is_native(call, self._stored, FLOAT32) if self._stored else alike(call, _streams)
+
     def _mapped(
         self, call: ex.Call, values: list[np.ndarray], runs: Runs, _: bool, code: str
     ) -> np.ndarray:
         """Return what a call's passes make of sampled values in a dtype, as float64 [elements]."""
         make, shape = self._passes.sampled(call, runs), call.inputs[0].shape
         dtype = np.float64 if code == "F64" else np.float32
-        arrays = [value.astype(dtype) for value in values]
+        arrays = [value.astype(dtype, copy=False) for value in values]
         exact = all(isinstance(one, _EXACT) for one in call.inputs)
         if dtype == np.float32 and not exact:
             # so that thresholds are compared with what they were found of
             arrays = self._passes.inputs(call, runs)
-        return make(PlainElements(arrays, shape, runs)).array.astype(np.float64)
+        return make(PlainElements(arrays, shape, runs)).array.astype(np.float64, copy=False)
 
     def _kernel(
         self, call: ex.Call, values: list[np.ndarray], runs: Runs, whole: bool, code: str
@@ -318,6 +330,10 @@ class Recomputer:
         dtype = getattr(load_torch(), DTYPES[code].name)
         tensors = [load_torch().from_numpy(value).to(dtype, copy=True) for value in values]
         return run_kernel(call, tensors, runs, whole, self._numerics).double().numpy()
+
+
+def _streams(call: ex.Call) -> bool:
+    return is_native(call, (), FLOAT32)
 
 
 def _near(value: np.ndarray, dtype: str) -> Estimate:

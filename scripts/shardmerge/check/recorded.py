@@ -89,14 +89,15 @@ class RecordedPasses(NativePasses):
 
     def sampled(self, call: ex.Call, runs: Runs) -> Map:
         """Return what a call does to some elements: of rows only theirs are looked at again."""
-        if (call, runs) not in self._sampled:
+        key = call, runs  # of which a hash takes a while
+        if (found := self._sampled.get(key)) is None:
             whole = self._made.pop(call, None)
             self._runs = {call: runs}
-            self._sampled[call, runs] = self.map(call)
+            found = self._sampled[key] = self.map(call)
             del self._runs[call], self._made[call]
             if whole:
                 self._made[call] = whole
-        return self._sampled[call, runs]
+        return found
 
     def _rows(self, call: ex.Call, wanted: OfRows) -> np.ndarray:
         known, runs = self._known(call), self._runs.get(call)

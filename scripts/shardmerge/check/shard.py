@@ -250,8 +250,10 @@ def _check_tensor(
     floating, expression = tensor.dtype in FLOAT_FORMATS, simplify(tensor.expression)
     copied = is_copied(expression, tensor.dtype, leaves.stored)
     found = decoded(stored, tensor.dtype) if floating else stored
+    nonfinite = 0
     if floating:
-        findings.nonfinite += int((~np.isfinite(found)).sum())
+        nonfinite = len(found) - int(np.count_nonzero(np.isfinite(found)))
+        findings.nonfinite += nonfinite
         statistics.add(tensor, runs, found, copied=copied)
     if copied:
         wanted = leaves.read(expression, runs)
@@ -271,7 +273,7 @@ def _check_tensor(
         return
     with np.errstate(all="ignore"):
         bad, ratio = _compare(found, estimate, tensor.dtype)
-    if not allow_nonfinite:
+    if nonfinite and not allow_nonfinite:
         bad |= ~np.isfinite(found) & np.isfinite(estimate.value)
     if estimate.decides and bad.sum() <= _UNDECIDED * len(bad):
         findings.undecided += int(bad.sum())
@@ -284,7 +286,7 @@ def _check_tensor(
     findings.probed += probed and not estimate.independent
     findings.by_engine += not (probed or estimate.independent)
     findings.elements += len(stored)
-    largest = float(np.max(ratio[~bad], initial=0.0))
+    largest = float(np.max(ratio[~bad] if bad.any() else ratio, initial=0.0))
     if largest > findings.largest:
         findings.largest, findings.largest_at = largest, tensor.name
 
@@ -292,20 +294,28 @@ def _check_tensor(
 def _compare(found: np.ndarray, estimate: Estimate, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """Return which elements are wrong, and every element's error in units of its tolerance."""
     value, error = estimate.value, estimate.error
-    largest = np.abs(value) + error
-    tolerance = error + half_ulp(dtype, largest)
+    largest = np.abs(value)
+    largest += error
+    tolerance = half_ulp(dtype, largest)
+    tolerance += error
     distance = np.abs(found - value)
-    same = (found == value) | (np.isnan(found) & np.isnan(value))
-    # beyond the largest number the only rounding is to infinity
-    overflowed = np.isinf(found) & (largest >= FLOAT_FORMATS[dtype].overflow)
-    overflowed &= (np.sign(found) == np.sign(value)) | np.isinf(error)
-    good = same | (distance <= tolerance * (1 + 2.0**-40)) | overflowed | np.isinf(error)
-    exact = np.nonzero(error == 0)
-    if len(exact[0]):  # of most there are none
-        rounded, own = round_to(dtype, value[exact]), found[exact]
-        equal = (own == rounded) & (np.signbit(own) == np.signbit(rounded))
-        good[exact] = equal | (np.isnan(own) & np.isnan(rounded))
-    ratio = np.where(np.isfinite(distance) & np.isfinite(tolerance), distance / tolerance, 0.0)
+    good = distance <= tolerance * (1 + 2.0**-40)
+    if good.all() and tolerance.max(initial=0.0) < np.inf:
+        ratio = distance / tolerance
+    else:
+        good |= (found == value) | (np.isnan(found) & np.isnan(value))
+        # beyond the largest number the only rounding is to infinity
+        overflowed = np.isinf(found) & (largest >= FLOAT_FORMATS[dtype].overflow)
+        overflowed &= (np.sign(found) == np.sign(value)) | np.isinf(error)
+        good |= overflowed | np.isinf(error)
+        known = np.isfinite(distance) & np.isfinite(tolerance)
+        ratio = np.where(known, distance / tolerance, 0.0)
+    exact = error == 0
+    if exact.any():
+        rounded = round_to(dtype, value)
+        equal = (found == rounded) & (np.signbit(found) == np.signbit(rounded))
+        equal |= np.isnan(found) & np.isnan(rounded)
+        good = (good & ~exact) | (equal & exact)
     return ~good, ratio
 
 

@@ -6,9 +6,10 @@ on the sources and the recipe alone. The report adds tensors up to layers and mo
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,12 +54,18 @@ class Statistics:
         value = _known(lambda one: result if copied else self._recomputer.value(one, runs))
         with np.errstate(all="ignore"):
             vectors = {} if copied else self._vectors(found, value)
+            parents = {label: _sum(map(value, terms)) for label, terms in found.parents.items()}
+            apart = {label: result - parent for label, parent in parents.items()}
+            compared = [*parents.values(), *apart.values()]
+            compared += vectors.values() if len(vectors) > 1 else ()
+            both = [(vectors[a], vectors[b]) for a, b in itertools.combinations(vectors, 2)]
+            dots = _dots([*((one, one) for one in compared), *both], len(result))
             row = {
                 "elements": sample.elements,
                 "sampled": sample.size,
                 "kept": self._kept_rows(vectors, _kept(found, tensor, value)),
-                "pairs": self._pair_rows(vectors, sample),
-                "parents": self._parent_rows(found, value, result, sample),
+                "pairs": self._pair_rows(vectors, dots, sample),
+                "parents": self._parent_rows(parents, apart, dots, sample),
             }
         if row["kept"] or row["pairs"] or row["parents"]:
             self._tensors[tensor.name] = row
@@ -91,20 +98,20 @@ class Statistics:
             if label in kept
         ]
 
-    def _pair_rows(self, vectors: Mapping[str, np.ndarray], sample: _Sample) -> list[list[Any]]:
+    def _pair_rows(
+        self, vectors: Mapping[str, np.ndarray], dots_of: _Dots, sample: _Sample
+    ) -> list[list[Any]]:
         rows: list[list[Any]] = []
         if len(vectors) < 2:
             return rows
-        both = list(itertools.combinations(vectors, 2))
-        pairs = [(label, label) for label in vectors] + both
-        sums_of = _dots([(vectors[a], vectors[b]) for a, b in pairs])
-        squares, dots_of = dict(zip(vectors, sums_of, strict=False)), sums_of[len(vectors) :]
         above, below = ({k: f(v) for k, v in vectors.items()} for f in (_positive, _negative))
-        for (a, b), dots in zip(both, dots_of, strict=True):
+        for a, b in itertools.combinations(vectors, 2):
+            dots = dots_of(vectors[a], vectors[b])
+            squares = [dots_of(vectors[one], vectors[one]) for one in (a, b)]
             agree = np.count_nonzero(above[a] & above[b]) + np.count_nonzero(below[a] & below[b])
             other = np.count_nonzero(above[a] & below[b]) + np.count_nonzero(below[a] & above[b])
-            sums = [math.fsum(part) for part in (dots, squares[a], squares[b])]
-            error = sample.error(_cosine_parts(dots, squares[a], squares[b], sums))
+            sums = [math.fsum(part.tolist()) for part in (dots, *squares)]
+            error = sample.error(_cosine_parts(dots, *squares, sums))
             labels = self._label(a), self._label(b)
             rows.append(
                 [*labels, *map(_short, sums), int(agree), int(agree + other), _short(error)]
@@ -112,16 +119,16 @@ class Statistics:
         return [row for row in rows if all(map(math.isfinite, row))]
 
     def _parent_rows(
-        self, found: Comparable, value: _Value, result: np.ndarray, sample: _Sample
+        self,
+        parents: Mapping[str, np.ndarray],
+        apart: Mapping[str, np.ndarray],
+        dots_of: _Dots,
+        sample: _Sample,
     ) -> list[list[Any]]:
         rows = []
-        for label, terms in found.parents.items():
-            parent = value(terms[0])
-            for term in terms[1:]:
-                parent = parent + value(term)
-            apart = result - parent
-            distances, squares = _dots([(apart, apart), (parent, parent)])
-            sums = [math.fsum(distances), math.fsum(squares)]
+        for label, parent in parents.items():
+            distances, squares = (dots_of(one, one) for one in (apart[label], parent))
+            sums = [math.fsum(distances.tolist()), math.fsum(squares.tolist())]
             error = sample.error(_distance_parts(distances, squares, sums))
             rows.append([self._label(label), *map(_short, sums), _short(error)])
         return [row for row in rows if all(map(math.isfinite, row))]
@@ -129,6 +136,8 @@ class Statistics:
 
 #: Returns the sampled elements of an expression.
 _Value = Callable[[ex.Expression], np.ndarray]
+#: Returns the dot products of every run of two arrays, float64 [runs].
+_Dots = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def _known(compute: _Value) -> _Value:
@@ -157,15 +166,26 @@ class _Sample(NamedTuple):
         left = 1 - self.size / self.elements
         if left <= 0:
             return 0.0
-        return math.sqrt(left * RUNS / (RUNS - 1) * math.fsum(parts * parts))
+        return math.sqrt(left * RUNS / (RUNS - 1) * math.fsum((parts * parts).tolist()))
 
 
-def _dots(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Return the dot products of every run of pairs, float64 [pairs, runs]."""
-    products = np.empty((len(pairs), len(pairs[0][0])))
-    for (a, b), row in zip(pairs, products, strict=True):
+def _sum(parts: Iterable[np.ndarray]) -> np.ndarray:
+    return functools.reduce(np.add, parts)
+
+
+def _dots(pairs: Sequence[tuple[np.ndarray, np.ndarray]], count: int) -> _Dots:
+    """Find the dot products of pairs of arrays in one go, those of the same arrays once.
+
+    Args:
+        pairs: Arrays that are kept as long as they are asked for.
+        count: Elements of each.
+    """
+    distinct = {(id(a), id(b)): (a, b) for a, b in pairs}
+    products = np.empty((len(distinct), count))
+    for (a, b), row in zip(distinct.values(), products, strict=True):
         np.multiply(a, b, out=row)
-    return run_sums(products)
+    sums = dict(zip(distinct, run_sums(products), strict=True))
+    return lambda a, b: sums[id(a), id(b)]
 
 
 def run_sums(values: np.ndarray) -> np.ndarray:

@@ -12,7 +12,10 @@ def halved_together(parts: Sequence[np.ndarray]) -> np.ndarray:
     sums = np.empty((len(parts[0]), len(parts)))
     for length in {part.shape[1] for part in parts}:
         some = [k for k, part in enumerate(parts) if part.shape[1] == length]
-        sums[:, some] = halved_sum(np.stack([parts[k] for k in some], axis=1))
+        x = np.empty((length, len(sums), len(some)), parts[0].dtype)
+        for place, k in enumerate(some):
+            x[:, :, place] = parts[k].T
+        sums[:, some] = halved_sum(x, 0, spent=True)
     return sums
 
 
@@ -24,7 +27,7 @@ def halved_sum(x: np.ndarray, axis: int = -1, *, spent: bool = False) -> np.ndar
         axis: The dimension.
         spent: Whether they may be overwritten.
     """
-    x = np.moveaxis(x, axis, 0)
+    x = np.moveaxis(x, axis, 0) if axis else x
     x = x if spent else x.copy(order="K")
     count = len(x)
     if count == 0:

@@ -21,6 +21,7 @@ from shardmerge.algebra.leaves import (
     stated_dtype,
 )
 from shardmerge.algebra.lowering import Steps, steps_for
+from shardmerge.algebra.patterns import ExpressionPattern, pattern
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.numerics import Numerics
 from shardmerge.methods.registry import passes_use_torch
@@ -84,6 +85,21 @@ def make_tasks(spec: ShardSpec, stored: Collection[ex.Delta] = ()) -> tuple[Tens
         stored: Task vectors that are read and not computed.
     """
     return tuple(make_task(tensor, stored, spec.numerics) for tensor in spec.tensors)
+
+
+def one_task_of_each(spec: ShardSpec, stored: Collection[ex.Delta] = ()) -> tuple[TensorTask, ...]:
+    """Return tasks among which there is one of each kind: others differ in names alone.
+
+    Args:
+        spec, stored: As of ``make_tasks``. Where task vectors are stored, names tell which, and so
+            all tasks are returned.
+    """
+    if stored:
+        return make_tasks(spec, stored)
+    found: dict[tuple[ExpressionPattern, str], OutputTensor] = {}
+    for tensor in spec.tensors:
+        found.setdefault((pattern(tensor.expression), tensor.dtype), tensor)
+    return tuple(make_task(tensor, (), spec.numerics) for tensor in found.values())
 
 
 def make_task(tensor: OutputTensor, stored: Collection[ex.Delta], numerics: Numerics) -> TensorTask:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ class ShardInputs:
         deltas: Files of stored task vectors that are read.
         stored: Where each of the task vectors lies in them.
         sources: Files of the sources, by model and name.
-        tasks: What is done for each of its tensors.
+        tasks: What is done for each of its tensors, or for those that the job asks for.
     """
 
     spec: ShardSpec
@@ -40,6 +40,7 @@ def shard_inputs(
     deltas: Sequence[Path],
     *,
     uses_torch: Callable[[Sequence[TensorTask]], bool] = needs_torch,
+    make: Callable[[ShardSpec, Collection[Delta]], Sequence[TensorTask]] = make_tasks,
 ) -> ShardInputs:
     """Return a shard's inputs; a job that computes with torch goes on in the process that has it.
 
@@ -49,13 +50,14 @@ def shard_inputs(
         deltas: Files of stored task vectors.
         uses_torch: Whether the job imports torch for tasks. What is forked from the process that
             has it may use a card, as long as that process itself has not.
+        make: Makes the tasks; a job that only asks whether they use torch makes one of each kind.
 
     Raises:
         UserError: If there is no such specification, or it needs other files.
     """
     spec = load_spec(digest)
     stored = stored_deltas(spec, deltas)
-    tasks = make_tasks(spec, stored)
+    tasks = make(spec, stored)
     if uses_torch(tasks):
         delegate(TORCH)
     files = spec.required_files(stored)

@@ -12,12 +12,19 @@ import torch
 from helpers import engine_cases as cases
 from helpers.engine_cases import Models, assert_same, normal
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.spec import OutputTensor
+from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.numerics import FLOAT32
 from shardmerge.engine import tasks
 from shardmerge.engine.chunks import EdgeBuffer
 from shardmerge.engine.layout import Chunk
-from shardmerge.engine.tasks import TensorTask, make_task, needs_torch, uses_card
+from shardmerge.engine.tasks import (
+    TensorTask,
+    make_task,
+    make_tasks,
+    needs_torch,
+    one_task_of_each,
+    uses_card,
+)
 
 SHAPE = (6, 4)
 A, B, Q = (ex.Source(model, "f", "w", "F16", SHAPE) for model in "abq")
@@ -37,6 +44,29 @@ def held(*inputs: ex.Expression) -> ex.Call:
 
 def task_of(expression: ex.Expression, code: str = "F16", stored: tuple = ()) -> TensorTask:
     return make_task(OutputTensor("w", code, SHAPE, expression), stored, FLOAT32)
+
+
+class TestOneOfEach:
+    @staticmethod
+    def spec() -> ShardSpec:
+        tensors = []
+        for name in ("v", "w"):
+            a, b, q = (ex.Source(model, "f", name, "F16", SHAPE) for model in "abq")
+            sums = ex.Linear(((1.0, q), (0.5, ex.Delta(a, b, "F16"))))
+            for number, (one, code) in enumerate([(a, "F16"), (a, "F32"), (sums, "F16")]):
+                tensors.append(OutputTensor(f"{name}{number}", code, SHAPE, one))
+        return ShardSpec(tuple(tensors), {(model, "f"): model for model in "abq"}, FLOAT32)
+
+    def test_others_differ_in_names_alone(self) -> None:
+        found = one_task_of_each(self.spec())
+        assert [task.tensor.name for task in found] == ["v0", "v1", "v2"]
+        assert found == make_tasks(self.spec())[:3]
+
+    def test_all_where_names_tell_what_is_stored(self) -> None:
+        stored = (ex.Delta(*(ex.Source(m, "f", "w", "F16", SHAPE) for m in "ab"), "F16"),)
+        found = one_task_of_each(self.spec(), stored)
+        assert found == make_tasks(self.spec(), stored)
+        assert len(found) == 6
 
 
 class TestTask:

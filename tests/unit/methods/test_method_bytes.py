@@ -152,6 +152,11 @@ class TestFunctions:
         alone = torch.cat([self.value(name, x[i : i + 1]) for i in range(0, self.COUNT, 7)])
         assert cases.differing(alone, self.value(name, x)[::7].clone()) == 0
 
+    @pytest.mark.parametrize("number", [0.0, 0.3, -0.9, 1.6, -2.5, 3.2, 40.0])
+    def test_both_of_one_number_are_those_of_each(self, number: float) -> None:
+        each = [circular.at_number(one, number) for one in (circular.cos, circular.sin)]
+        assert [*map(float.hex, circular.cos_and_sin(number))] == [*map(float.hex, each)]
+
     def test_numbers_inside_the_range_need_not_be_brought_to_it(self) -> None:
         x = torch.linspace(-709.0, 709.0, self.COUNT, dtype=torch.float64)
         x[7] = float("nan")

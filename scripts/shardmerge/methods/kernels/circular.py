@@ -63,7 +63,13 @@ def at_number(function: Callable[[np.ndarray], np.ndarray], number: float) -> fl
     return float(function(np.float64(number)))
 
 
-def _circular(x: np.ndarray, quarters: int) -> np.ndarray:
+def cos_and_sin(number: float) -> tuple[float, float]:
+    """Return the cosine and the sine of one number, as ``cos`` and ``sin`` do."""
+    cosine, sine = _circular(np.float64(number), np.array([1, 0])).tolist()
+    return cosine, sine
+
+
+def _circular(x: np.ndarray, quarters: int | np.ndarray) -> np.ndarray:
     """Return sin(x + quarters * pi / 2)."""
     turns = np.rint(x * (2 / _PI))
     for part in _HALF_PI:

@@ -107,7 +107,7 @@ class PlainElements:
 
     @cached_property
     def _places(self) -> np.ndarray:
-        return np.concatenate([np.arange(first, first + count) for first, count in self.runs])
+        return places_of(self.runs)
 
     def __getitem__(self, index: int) -> Numbers:
         return Numbers(self.arrays[index])
@@ -162,6 +162,13 @@ class PlainElements:
         first = along_first(self.shape, axis)
         chosen = self._places % count if first else self._places // length
         return Numbers(values.astype(np.float64 if wide else like.dtype)[chosen])
+
+
+def places_of(runs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return the index of every element of runs, int64."""
+    first, count = np.array(runs, np.int64).reshape(-1, 2).T
+    end = np.cumsum(count)
+    return np.repeat(first - (end - count), count) + np.arange(count.sum())
 
 
 def result_of(wanted: RowSteps, found: np.ndarray) -> np.ndarray:

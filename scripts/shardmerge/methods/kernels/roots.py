@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import overload
 
 import numpy as np
@@ -21,5 +22,6 @@ def root(square: float | np.ndarray) -> float | np.ndarray:
     Args:
         square: A number, or float64 numbers.
     """
-    found = np.sqrt(np.maximum(square, 0.0))
-    return found if isinstance(square, np.ndarray) else float(found)
+    if isinstance(square, np.ndarray):
+        return np.sqrt(np.maximum(square, 0.0))
+    return math.sqrt(square) if not square <= 0 else 0.0

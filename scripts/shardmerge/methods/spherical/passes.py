@@ -5,6 +5,7 @@ Each finds its coefficients from the inputs' dot products, and then combines the
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ import numpy as np
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import sum_in_order
 from shardmerge.methods.contract import Group
-from shardmerge.methods.kernels.circular import acos, at_number, cos, sin
+from shardmerge.methods.kernels.circular import acos, at_number, cos, cos_and_sin, sin
 from shardmerge.methods.kernels.roots import root
 from shardmerge.methods.passes import Axis, Elements, ElementValue, Map, Passes, Sums
 
@@ -149,7 +150,7 @@ def _karcher_mean(cosines: list[list[float]], steps: int, tolerance: float) -> l
         step = root(dot(tangent, tangent))
         if step < tolerance:
             break
-        along, across = at_number(cos, step), at_number(sin, step)
+        along, across = cos_and_sin(step)
         mean = [along * c + across * g / step for c, g in zip(mean, tangent, strict=True)]
         length = root(dot(mean, mean))
         if length > tolerance:
@@ -198,9 +199,9 @@ def _matrix(sums: np.ndarray) -> np.ndarray:
     """Return dot products as symmetric matrices, float64 [inputs, inputs, vectors]."""
     size = int((2 * len(sums)) ** 0.5)
     result = np.empty((size, size, sums.shape[1]))
-    upper = np.triu_indices(size)
-    result[upper] = sums
-    result[upper[::-1]] = sums
+    pairs = itertools.combinations_with_replacement(range(size), 2)
+    for (i, j), own in zip(pairs, sums, strict=True):
+        result[i, j] = result[j, i] = own
     return result
 
 
