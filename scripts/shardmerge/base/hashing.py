@@ -115,7 +115,7 @@ class FileHash(contextlib.AbstractContextManager):
         excerpts: Sequence[tuple[int, int]] = (),
     ) -> None:
         self._path, self._keep = path, keep
-        self._error: OSError | None = None
+        self._error: BaseException | None = None
         self._stopped = False
         self._excerpts = Excerpts(excerpts)
         self._passed, self._ended, self._moved = 0, False, threading.Condition()
@@ -135,6 +135,8 @@ class FileHash(contextlib.AbstractContextManager):
             UserError: If the file cannot be read.
         """
         self._thread.join()
+        if self._error and not isinstance(self._error, OSError):
+            raise self._error
         if self._error:
             raise UserError(f"cannot be read ({self._error.strerror})", str(self._path)) from None
         return self._hash
@@ -166,7 +168,7 @@ class FileHash(contextlib.AbstractContextManager):
                 self._read(fd, direct)
             finally:
                 os.close(fd)
-        except OSError as error:
+        except BaseException as error:
             self._error = error
         finally:
             with self._moved:
@@ -192,39 +194,42 @@ class FileHash(contextlib.AbstractContextManager):
             The place from which on the file is to be read through the page cache.
         """
         turns = [threading.Semaphore(0) for _ in range(_AT_ONCE + 1)]  # one hashes meanwhile
-        done, over, failed = 0, False, None
+        buffers = [huge_buffer(_DIRECT_CHUNK) for _ in turns]
+        done, over = 0, False
+        failed: BaseException | None = None
 
         def read(number: int) -> None:
             nonlocal done, over, failed
-            buffer, place = huge_buffer(_DIRECT_CHUNK), number * _DIRECT_CHUNK
+            buffer, place = buffers[number], number * _DIRECT_CHUNK
             while not over:
+                count, error = 0, None
                 try:
-                    found: int | OSError = read_into(fd, buffer, place)
-                except OSError as error:
-                    found = error
+                    count = read_into(fd, buffer, place)
+                except BaseException as raised:
+                    error = raised
                 turns[number].acquire()
                 try:
-                    if not over and isinstance(found, int):
-                        self._take(buffer[:found], place)
-                        done += found
-                        over = self._stopped or found < _DIRECT_CHUNK
-                    elif not over:
-                        failed, over = found, True
-                except BaseException:
-                    over = True
-                    raise
-                finally:
-                    turns[(number + 1) % len(turns)].release()
+                    if not over and not error:
+                        self._take(buffer[:count], place)
+                        done += count
+                        over = self._stopped or count < _DIRECT_CHUNK
+                except BaseException as raised:
+                    error = raised
+                if error and not over:
+                    failed, over = error, True
+                turns[(number + 1) % len(turns)].release()
                 place += len(turns) * _DIRECT_CHUNK
 
-        others = [threading.Thread(target=read, args=(i,)) for i in range(1, len(turns))]
+        others = [
+            threading.Thread(target=read, args=(i,), daemon=True) for i in range(1, len(turns))
+        ]
         for thread in others:
             thread.start()
         turns[0].release()
         read(0)
         for thread in others:
             thread.join()
-        if failed and not is_refusal(failed):
+        if failed and not (isinstance(failed, OSError) and is_refusal(failed)):
             raise failed
         go_buffered(fd)
         return done

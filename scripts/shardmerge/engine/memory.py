@@ -82,7 +82,7 @@ class Tuning:
 TUNING = Tuning()
 
 
-def places_of(threads: int) -> int:
+def ready_places(threads: int) -> int:
     """Return how many tensors are made ready at once for so many compute threads.
 
     One more than there are threads, since one tensor's elements are made meanwhile.

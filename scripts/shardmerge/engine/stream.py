@@ -20,7 +20,7 @@ from shardmerge.engine.ahead import Ahead
 from shardmerge.engine.device import Cuda, Host, Slot, card_of, check_device, host_buffer
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.layout import Layout, Window, choose_windows
-from shardmerge.engine.memory import TUNING, block_length, held_bytes, places_of
+from shardmerge.engine.memory import TUNING, block_length, held_bytes, ready_places
 from shardmerge.engine.output import OutputFile
 from shardmerge.engine.pipeline import Pipeline
 from shardmerge.engine.record import Tally
@@ -73,7 +73,7 @@ class Stream:
         # a device needs two lanes to copy and compute at once
         self._lanes = min(max(threads, 2 if self._cuda else 1), TUNING.lanes)
         # what a card prepares would take its memory once more
-        self._places = 1 if self._cuda else places_of(threads)
+        self._places = 1 if self._cuda else ready_places(threads)
         self._hash, self._quick = hashlib.sha256(), quick_hasher()
         self._tensors = Witness(_task_vectors(tasks, layout))
         self._done = 0

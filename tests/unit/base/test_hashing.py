@@ -112,6 +112,28 @@ def test_excerpts_are_kept(tmp_path: Path, keep: bool) -> None:
         assert found.result().hexdigest() == hashlib.sha256(data).hexdigest()
 
 
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("at", [1, 2, 3, 5])
+def test_a_hasher_that_fails_is_told_by_whoever_has_its_turn(
+    tmp_path: Path, at: int, keep: bool
+) -> None:
+    (tmp_path / "a").write_bytes(os.urandom(29 << 20))
+
+    class Failing:
+        name, seen = "failing", 0
+
+        def update(self, data: object) -> None:
+            self.seen += 1
+            if self.seen >= at:
+                raise MemoryError
+
+        def hexdigest(self) -> str:
+            return ""
+
+    with pytest.raises(MemoryError), FileHash(tmp_path / "a", Failing(), keep=keep) as found:
+        found.result()
+
+
 def test_excerpts_of_a_file_that_was_cut(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(bytes(100))
     beyond = [(90, 20)]

@@ -34,7 +34,7 @@ from shardmerge.engine.memory import (
     ahead_bytes,
     block_length,
     held_bytes,
-    places_of,
+    ready_places,
 )
 from shardmerge.methods.registry import MergeMethod, method, methods
 
@@ -237,7 +237,7 @@ class TestStreaming:
         assert 96e6 <= ahead < 160e6
         for threads in (2, 4):
             # of each place but the first
-            more = (places_of(threads) - 1) * ahead
+            more = (ready_places(threads) - 1) * ahead
             assert measured(tmp_path, spec, threads) <= LIMIT + more
 
     @pytest.mark.slow

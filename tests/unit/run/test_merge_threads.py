@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shardmerge.engine.memory import places_of
+from shardmerge.engine.memory import ready_places
 from shardmerge.plan.plan import ShardJob
 from shardmerge.run.resources import fixed_threads, threads_of_merges
 
@@ -65,4 +65,4 @@ class TestNumber:
 
 def test_memory_is_that_of_the_places_that_tensors_have() -> None:
     for threads in range(1, 9):
-        assert job().memory_for(threads) == 400 + (places_of(threads) - 1) * 100
+        assert job().memory_for(threads) == 400 + (ready_places(threads) - 1) * 100
