@@ -196,6 +196,8 @@ rule add_scores:
         "<results>/{name}/benchmarks/card.json",
     log:
         "<logs>/add_scores/{name}.log",
+    wildcard_constraints:
+        name=MODELS_ALONE,
     group:
         "scores"
     conda:

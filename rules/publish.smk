@@ -20,7 +20,7 @@ rule sign_model:
         checksums="<results>/{name}/model/SHA256SUMS",
         verified="<results>/{name}/verify.json",
         # the card, and so the checksums, change with them
-        scores=lambda w: [TARGETS.scored(w.name)] if TARGETS.measured else [],
+        scores=lambda w: TARGETS.card_scores(w.name),
     output:
         "<results>/{name}/model/model.sig",
     log:
@@ -69,8 +69,8 @@ rule publish_model:
     input:
         checksums="<results>/{name}/model/SHA256SUMS",
         verified="<results>/{name}/verify.json",
-        loaded="<results>/{name}/loaded.json",
-        scores=lambda w: [TARGETS.scored(w.name)] if TARGETS.measured else [],
+        loaded=lambda w: TARGETS.loading(w.name, waits=True),
+        scores=lambda w: TARGETS.card_scores(w.name),
         signature=lambda w: TARGETS.publishing.signatures(TARGETS.paths.model(w.name)),
     output:
         "<results>/{name}/published.json",

@@ -100,6 +100,8 @@ rule load_model:
         "<results>/{name}/loaded.json",
     log:
         "<logs>/load_model/{name}.log",
+    wildcard_constraints:
+        name=MODELS_ALONE,
     conda:
         "../envs/benchmark.yaml"
     resources:

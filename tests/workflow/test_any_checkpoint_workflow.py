@@ -14,6 +14,8 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from helpers.hub_cases import WRITER, environment
+from helpers.loopback_hub import LoopbackHub
 from helpers.pickle_cases import Trap
 from helpers.workflow import Project
 from shardmerge.base.errors import UserError
@@ -148,6 +150,23 @@ class TestWorkflow:
         (folder / "unet" / f"{STEM}-00002-of-00002.safetensors").unlink()
         with pytest.raises(UserError, match="lacks unet/"):
             list_uploads(folder)
+
+    def test_they_are_published_though_nothing_loads_them(
+        self, project: Project, tmp_path: Path
+    ) -> None:
+        own = project.copy(tmp_path / "own")
+        config = yaml.safe_load((own.folder / "cfg.yaml").read_text())
+        config["publish"] = {"repository": "writer/{name}"}
+        (own.folder / "cfg.yaml").write_text(yaml.safe_dump(config))
+        (tmp_path / "hub").mkdir()
+        with LoopbackHub(tmp_path / "hub") as hub:
+            hub.writers.add(WRITER)
+            own.build("publish", env=environment(hub, tmp_path / "home", WRITER))
+        for name in ("pipe", "loras"):
+            folder = made(own, name)
+            receipt = json.loads((folder.parent / "published.json").read_text())
+            assert "README.md" in receipt["files"] and len(receipt["commit"]) == 40
+            assert not (folder.parent / "loaded.json").exists()
 
     def test_a_second_run_has_nothing_to_do(self, project: Project) -> None:
         assert project.pending("all") == []

@@ -168,7 +168,11 @@ class Targets:
 
     def cards(self) -> list[str]:
         """Return what shows that every card has its benchmarks, none if nothing is measured."""
-        return [self.scored(name) for name in self.plan.loadable if self.measured]
+        return [path for name in self.plan.models for path in self.card_scores(name)]
+
+    def card_scores(self, name: str) -> list[str]:
+        """Return what shows that a build's card has its benchmarks, none if it gets none."""
+        return [self.scored(name)] if self.measured and name in self.plan.loadable else []
 
     def scored(self, name: str) -> str:
         """Return what tells which benchmark results a build's card has."""
