@@ -12,11 +12,13 @@ from pathlib import Path
 
 import torch
 
+from helpers import kernel_cases
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import rows
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.files import write_json
+from shardmerge.base.numerics import Numerics
 from shardmerge.base.safetensors import read_header, write_header
 from shardmerge.engine import ShardRecord, build_shard, stream
 from shardmerge.plan.records import MergeRecord, load_record
@@ -219,6 +221,25 @@ def assert_same(got: torch.Tensor, expected: torch.Tensor) -> None:
     """Show that two tensors have the same dtype, shape and bytes."""
     assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
     assert raw(got) == raw(expected), f"{math.prod(got.shape)} elements differ somewhere"
+
+
+def models_of_method(
+    folder: Path,
+    name: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    numerics: Numerics,
+    dtype: torch.dtype = torch.float16,
+) -> tuple[Models, ShardSpec]:
+    """Return models of some tensors, and the specification of what a method makes of them."""
+    groups = {one: kernel_cases.ordinary(name, shape, dtype=dtype) for one, shape in shapes.items()}
+    count = len(next(iter(groups.values())).tensors)
+    tables = {f"m{k}": {t: group.tensors[k] for t, group in groups.items()} for k in range(count)}
+    models = Models(folder, tables)
+    made = {
+        tensor: ("F16", call_of(name, group, [models.source(one, tensor) for one in tables]))
+        for tensor, group in groups.items()
+    }
+    return models, models.spec(made, numerics=numerics, allow_nonfinite=True)
 
 
 def call_of(name: str, group: object, inputs: list[ex.Expression]) -> ex.Call:

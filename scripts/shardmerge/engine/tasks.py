@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import (
@@ -21,7 +21,7 @@ from shardmerge.algebra.leaves import (
     stated_dtype,
 )
 from shardmerge.algebra.lowering import Steps, steps_for
-from shardmerge.algebra.patterns import ExpressionPattern, pattern
+from shardmerge.algebra.patterns import pattern
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.numerics import Numerics
 from shardmerge.methods.registry import passes_use_torch
@@ -88,18 +88,18 @@ def make_tasks(spec: ShardSpec, stored: Collection[ex.Delta] = ()) -> tuple[Tens
 
 
 def one_task_of_each(spec: ShardSpec, stored: Collection[ex.Delta] = ()) -> tuple[TensorTask, ...]:
-    """Return tasks among which there is one of each kind: others differ in names alone.
+    """Return a task of each kind among a shard's: others differ in names alone.
 
     Args:
-        spec, stored: As of ``make_tasks``. Where task vectors are stored, names tell which, and so
-            all tasks are returned.
+        spec, stored: As of ``make_tasks``.
     """
-    if stored:
-        return make_tasks(spec, stored)
-    found: dict[tuple[ExpressionPattern, str], OutputTensor] = {}
+    kinds: dict[tuple[Any, ...], OutputTensor] = {}
     for tensor in spec.tensors:
-        found.setdefault((pattern(tensor.expression), tensor.dtype), tensor)
-    return tuple(make_task(tensor, (), spec.numerics) for tensor in found.values())
+        key: tuple[Any, ...] = (tensor.dtype, pattern(tensor.expression))
+        if stored:
+            key += tuple([delta in stored for delta in ex.deltas(tensor.expression)])
+        kinds.setdefault(key, tensor)
+    return tuple(make_task(tensor, stored, spec.numerics) for tensor in kinds.values())
 
 
 def make_task(tensor: OutputTensor, stored: Collection[ex.Delta], numerics: Numerics) -> TensorTask:

@@ -5,16 +5,14 @@ A pure function of recipes, locks and configuration. ``planning.load_plan`` keep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from operator import itemgetter
-from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.interference import worth_showing
 from shardmerge.algebra.leaves import bytes_of_leaves, bytes_read
-from shardmerge.algebra.patterns import alike, pattern
+from shardmerge.algebra.patterns import alike
 from shardmerge.algebra.spec import OutputTensor, ShardSpec, delta_name, files_of
 from shardmerge.base.digest import digest
 from shardmerge.base.dtypes import DTYPES, bytes_of
@@ -29,7 +27,7 @@ from shardmerge.compose.composer import Composer
 from shardmerge.compose.made_sources import FileKey, MadeSource
 from shardmerge.compose.tokenizer_files import tokenizer_files
 from shardmerge.engine.memory import ahead_bytes, workspace_bytes
-from shardmerge.engine.tasks import make_tasks, needs_torch, uses_card
+from shardmerge.engine.tasks import needs_torch, one_task_of_each, uses_card
 from shardmerge.plan.adapters import plan_adapter
 from shardmerge.plan.describe import (
     copied_files,
@@ -325,7 +323,8 @@ class _Planner:
         else:  # no tensor is read for two
             size = sum([alike(t.expression, bytes_of_leaves) for t in tensors])
         self.read |= set(files)
-        tasks, device = make_tasks(_kinds(spec, delta_path), delta_path), self.settings["device"]
+        # what differs in names takes the same memory
+        tasks, device = one_task_of_each(spec, delta_path), self.settings["device"]
         return ShardJob(
             output=output,
             digest=name,
@@ -405,17 +404,6 @@ def _makes_adapter(recipe: Recipe, name: str) -> bool:
             "Leave `extract_lora` out of the sweep, and extract from the best trial.",
         )
     return stage.extraction is not None
-
-
-def _kinds(spec: ShardSpec, stored: Collection[ex.Delta]) -> ShardSpec:
-    """Return a shard with one tensor of each kind: what differs in names takes the same memory."""
-    kinds: dict[tuple[Any, ...], OutputTensor] = {}
-    for tensor in spec.tensors:
-        key: tuple[Any, ...] = (tensor.dtype, pattern(tensor.expression))
-        if stored:
-            key += tuple([delta in stored for delta in ex.deltas(tensor.expression)])
-        kinds.setdefault(key, tensor)
-    return replace(spec, tensors=tuple(kinds.values()))
 
 
 def _largest_file(source: LockedSource) -> int:

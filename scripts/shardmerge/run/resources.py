@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -58,13 +59,16 @@ def threads_of_merges(
     """
     if asked != "auto" or not cores:
         return lambda job: fixed_threads(asked)
-    left = max(1, sum(not os.path.exists(path) for path in outputs))
-    together, most = min(left, cores), cores // left
-    memory = _SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    @functools.cache
+    def missing() -> int:
+        return max(1, sum(not os.path.exists(path) for path in outputs))
 
     def threads(job: ShardJob) -> int:
-        if not job.ahead:
+        if not job.ahead:  # most jobs: nothing is looked up for them
             return 1
+        together, most = min(missing(), cores), cores // missing()
+        memory = _SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         fitting = (n for n in range(most, 1, -1) if together * job.memory_for(n) <= memory)
         return next(fitting, 1)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePath
 
-from shardmerge.base.weightfolders import shard_name
+from shardmerge.base.weightfolders import COMPONENT_INDEX, shard_name
 from shardmerge.plan.decide import MODELS
 from shardmerge.plan.plan import Build
 from shardmerge.run.idle import GIVE_SWEEP, NAME_FORMS, NAME_TASKS
@@ -21,7 +21,7 @@ from shardmerge.sources.pickles import Conversion
 
 #: Values of the wildcards in a path.
 PathValues = Mapping[str, str]
-_WEIGHTS, _INDEX = ".safetensors", ".safetensors.index.json"
+_WEIGHTS = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Wildcards:
                 "model {name!r} has no weight file {shard!r}",
             ),
             "index": Meaning(
-                lambda w: [index.removesuffix(_INDEX) for index in self._build(w).indexes],
+                lambda w: [index.removesuffix(COMPONENT_INDEX) for index in self._build(w).indexes],
                 "model {name!r} has no weight files that an index {index!r} would list",
             ),
             "file": Meaning(lambda w: self._build(w).files, "model {name!r} has no file {file!r}"),

@@ -8,10 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
-from helpers import kernel_cases
-from helpers.engine_cases import SMALL, Models, call_of, tuned
+from helpers.engine_cases import SMALL, models_of_method, tuned
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.engine import ShardRecord
 from shardmerge.engine.ahead import Ahead, Prepared
@@ -126,21 +124,9 @@ class TestTurns:
 def built(folder: Path, name: str, numerics: Numerics, threads: int) -> tuple[bytes, ShardRecord]:
     """Return what a method makes of four matrices."""
     shapes = {f"w{number}": (40 + number, 33) for number in range(4)}
-    groups = {
-        one: kernel_cases.ordinary(name, shape, dtype=torch.float16)
-        for one, shape in shapes.items()
-    }
-    count = len(groups["w0"].tensors)
-    tables = {f"m{k}": {t: group.tensors[k] for t, group in groups.items()} for k in range(count)}
-    models = Models(folder, tables)
-    made = {
-        tensor: ("F16", call_of(name, group, [models.source(one, tensor) for one in tables]))
-        for tensor, group in groups.items()
-    }
+    models, spec = models_of_method(folder, name, shapes, numerics)
     with tuned(**SMALL):
-        record = models.build(
-            models.spec(made, numerics=numerics, allow_nonfinite=True), threads=threads
-        )
+        record = models.build(spec, threads=threads)
     return (folder / "out.safetensors").read_bytes(), record
 
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import kernel_cases
-from helpers.engine_cases import SMALL, Models, call_of, tuned
+from helpers.engine_cases import SMALL, Models, models_of_method, tuned
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
@@ -37,15 +36,7 @@ METHODS = [
 
 def models_of(folder: Path, name: str, dtype: torch.dtype, numerics: Numerics) -> tuple:
     """Return models of some tensors, and the specification of what a method makes of them."""
-    groups = {one: kernel_cases.ordinary(name, shape, dtype=dtype) for one, shape in SHAPES.items()}
-    count = len(groups["large"].tensors)
-    tables = {f"m{k}": {t: group.tensors[k] for t, group in groups.items()} for k in range(count)}
-    models = Models(folder, tables)
-    made = {
-        tensor: ("F16", call_of(name, group, [models.source(one, tensor) for one in tables]))
-        for tensor, group in groups.items()
-    }
-    return models, models.spec(made, numerics=numerics, allow_nonfinite=True)
+    return models_of_method(folder, name, SHAPES, numerics, dtype)
 
 
 def built(models: Models, spec: ShardSpec, held: int, threads: int) -> tuple[bytes, ShardRecord]:
